@@ -1,0 +1,76 @@
+# make report   the notebook, executed, and its PDF        make notebook  open it in Jupyter
+# make test     all tests                                  make lint, make clean
+# AUTHOR="…" MATRICULATION="…" COURSE="…" stand in the PDF in place of the notebook's metadata.
+# TORCH_CLUSTER=no sets up without compiling torch_cluster.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+NBCONVERT = $(BIN)/jupyter nbconvert --log-level=WARN
+FALLBACK = the graph is built without it, with the same edges
+
+.PHONY: report test notebook lint clean
+.DELETE_ON_ERROR:
+
+report: $(READY)
+	@echo "Running schnet_assignment.ipynb: under a minute."
+	@$(NBCONVERT) --execute --inplace --ExecutePreprocessor.record_timing=False schnet_assignment.ipynb
+	@$(NBCONVERT) --to report.pdf_exporter.TypstPDFExporter --output-dir $(VENV) \
+	  $(if $(AUTHOR),--TypstPDFExporter.author="$(AUTHOR)") \
+	  $(if $(MATRICULATION),--TypstPDFExporter.matriculation="$(MATRICULATION)") \
+	  $(if $(COURSE),--TypstPDFExporter.course="$(COURSE)") schnet_assignment.ipynb
+	@mv $(VENV)/schnet_assignment.pdf report/schnet_assignment.pdf
+	@echo "Written: report/schnet_assignment.pdf"
+
+test: $(READY)
+	$(BIN)/python -m pytest --cov=schnet_helpers --cov=fake_data --cov-fail-under=98
+
+notebook: $(VENV)/jupyterlab
+	$(BIN)/jupyter lab schnet_assignment.ipynb
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage .ipynb_checkpoints
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/jupyterlab: $(READY)
+	$(BIN)/pip install --quiet 'jupyterlab>=4.2,<5'
+	@touch $@
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 10) and \
+	  f"Python 3.10 or newer is needed, {sys.executable} is {v}: make PYTHON=…")'
+	@echo "Setting up $(VENV), once: one to two minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	@grep -v '^torch_cluster' requirements.txt > $(VENV)/wheels.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r $(VENV)/wheels.txt
+	@$(MAKE) --no-print-directory torch_cluster
+	@touch $@
+
+# torch_cluster comes as source only and its set-up imports torch, hence --no-build-isolation. All its
+# extensions are compiled side by side, without debug symbols, for the CPU, where alone it is used.
+# pip keeps the wheel; one that was kept for another torch does not import and is built anew.
+.PHONY: torch_cluster
+torch_cluster: export FORCE_ONLY_CPU := 1
+torch_cluster: export MAX_JOBS := 1
+torch_cluster: export CFLAGS := -g0
+torch_cluster: export CXXFLAGS := -g0
+torch_cluster: export DIST_EXTRA_CONFIG := $(abspath $(VENV)/parallel.cfg)
+torch_cluster: INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
+torch_cluster: PIN = $$(grep -o '^torch_cluster[^ ]*' requirements.txt)
+torch_cluster:
+	@if [ "$(TORCH_CLUSTER)" = no ]; then echo "torch_cluster is left out as asked: $(FALLBACK)."; exit; fi; \
+	if ! command -v $${CXX:-c++} > /dev/null; then \
+	  echo "torch_cluster needs a C++ compiler, and there is none: $(FALLBACK)."; exit; fi; \
+	jobs=$$($(PYTHON) -c 'import os; print(os.cpu_count())'); \
+	printf '[build_ext]\nparallel = %s\n' $$jobs > $$DIST_EXTRA_CONFIG; \
+	echo "Compiling torch_cluster on $$jobs cores, once: about $$((8 / jobs + 1)) minutes (none if pip kept it)."; \
+	{ $(INSTALL) $(PIN) && { $(BIN)/python -c 'import torch_cluster' 2> /dev/null || \
+	  $(INSTALL) --no-cache-dir --no-deps --force-reinstall $(PIN); }; } > $(VENV)/torch_cluster.log 2>&1 \
+	&& $(BIN)/python -c 'import torch_cluster' \
+	|| echo "torch_cluster could not be built (see $(VENV)/torch_cluster.log): $(FALLBACK)."

@@ -1,0 +1,399 @@
+"""SchNet's building blocks: graph, embedding, radial expansion, model and drawing.
+
+Axes:   N atoms in the batch, B samples, E directed edges j -> i, F features, K Gaussians.
+Units:  the caller's length unit; gamma is 1 / length**2; the energy unit is the training data's.
+Edges:  edge_index[0] = j sends, edge_index[1] = i receives (PyG's convention).
+
+[1] Schütt et al., NeurIPS 2017, arXiv:1706.08566.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+from torch import Tensor, nn
+from torch_geometric.nn.models.schnet import InteractionBlock, ShiftedSoftplus
+
+try:
+    from torch_cluster import radius_graph
+except (ImportError, OSError):  # OSError: a wheel that was built for another torch
+    radius_graph = None
+
+MAX_PAIRS = 4_000_000  # candidate pairs held in memory at once by the search without torch_cluster
+SEARCH_MARGIN = 1e-4  # the k-d tree searches this much further, so its rounding decides nothing
+FIGURE_STYLE = {
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "schnet",  # equal figures are equal bytes
+}
+
+
+def _expect(
+    ok: bool | Tensor, name: str, expected: str, got: object, error: type[Exception] = ValueError
+) -> None:
+    if not ok:
+        raise error(f"{name}: expected {expected}, got {got}")
+
+
+def _expect_size(name: str, value: int) -> None:
+    _expect(isinstance(value, int) and value > 0, name, "a positive integer", value)
+
+
+def _expect_positive(name: str, value: float) -> None:
+    ok = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+    _expect(ok, name, "a positive finite number", value)
+
+
+def get_batch_dimensions(batch: Tensor) -> tuple[int, Tensor]:
+    """Return the number of samples, B, and the number of atoms of each, (B,).
+
+    Args:
+        batch: the sample that each atom belongs to, (N,), int64, ascending from 0 without gaps.
+
+    Raises:
+        TypeError: if `batch` is not int64.
+        ValueError: if `batch` is empty, not one-dimensional, unsorted, or leaves a sample out.
+    """
+    _expect(batch.dtype == torch.int64, "batch", "dtype torch.int64", batch.dtype, TypeError)
+    _expect(batch.ndim == 1, "batch", "shape (N,)", tuple(batch.shape))
+    _expect(len(batch) > 0, "batch", "at least one atom", "an empty batch")
+    steps = batch.diff()
+    _expect((steps >= 0).all(), "batch", "sample numbers in ascending order", batch)
+    gapless = batch[0] == 0 and (steps <= 1).all()
+    _expect(gapless, "batch", "the samples 0, 1, 2, ... without gaps", batch)
+    n_atoms = batch.bincount()
+    return len(n_atoms), n_atoms
+
+
+def _expect_positions(pos: Tensor, batch: Tensor) -> None:
+    _expect(pos.is_floating_point(), "pos", "a floating-point dtype", pos.dtype, TypeError)
+    _expect(pos.shape == (len(batch), 3), "pos", f"shape ({len(batch)}, 3)", tuple(pos.shape))
+    _expect(batch.device == pos.device, "batch", f"device {pos.device} as pos", batch.device)
+    if not pos.isfinite().all():
+        atom = int((~pos.isfinite()).any(dim=1).nonzero()[0])
+        raise ValueError(f"pos: expected finite numbers, got {pos[atom].tolist()} for atom {atom}")
+
+
+class RadiusInteractionGraph(nn.Module):
+    """Connect all atoms of a sample that are closer than the cutoff, in both directions.
+
+    N(i) = {j ≠ i : ‖r_j − r_i‖ < r_c, batch_j = batch_i}
+
+    No neighbour is ever dropped. On a CPU torch_cluster's k-d tree finds the pairs. Without it, and
+    on a GPU, torch compares all pairs, in pieces of bounded memory. Both find the same edges.
+
+    Args:
+        cutoff: r_c.
+        max_num_neighbors: a promise, not a filter: an atom with more neighbours is an error.
+
+    Raises:
+        ValueError: if `cutoff` is not positive and finite, or `max_num_neighbors` not positive.
+    """
+
+    def __init__(self, cutoff: float, max_num_neighbors: int | None = None) -> None:
+        super().__init__()
+        _expect_positive("cutoff", cutoff)
+        if max_num_neighbors is not None:
+            _expect_size("max_num_neighbors", max_num_neighbors)
+        self.cutoff = float(cutoff)
+        self.max_num_neighbors = max_num_neighbors
+
+    def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the edges, (2, E), and their lengths d_ij, (E,), differentiable in `pos`.
+
+        Args:
+            pos: positions, (N, 3), floating point.
+            batch: the sample that each atom belongs to, (N,), int64, ascending.
+
+        Raises:
+            TypeError, ValueError: for a wrong dtype, shape, device or order, for positions that are
+                not finite, two atoms in one place, or more neighbours than `max_num_neighbors`.
+        """
+        _, n_atoms = get_batch_dimensions(batch)
+        _expect_positions(pos, batch)
+        edge_index = _edges_within(pos.detach(), batch, n_atoms, self.cutoff)
+        d_ij = _distances(pos, edge_index)  # (E,)
+        if (d_ij == 0).any():
+            pair = edge_index[:, d_ij == 0][:, 0].tolist()
+            raise ValueError(f"pos: expected distinct positions, got atoms {pair} in one place")
+        if (limit := self.max_num_neighbors) is not None:
+            most = int(edge_index[1].bincount(minlength=1).max())
+            _expect(most <= limit, "max_num_neighbors", f"{most} or more for this graph", limit)
+        return edge_index, d_ij
+
+
+def _distances(pos: Tensor, edge_index: Tensor) -> Tensor:
+    j, i = edge_index
+    return torch.linalg.vector_norm(pos[j] - pos[i], dim=-1)
+
+
+def _edges_within(pos: Tensor, batch: Tensor, n_atoms: Tensor, cutoff: float) -> Tensor:
+    if radius_graph is None or not pos.is_cpu:
+        return _search_all_pairs(pos, n_atoms, cutoff)
+    most = int(n_atoms.max())  # no atom has more neighbours than its sample has atoms
+    edge_index = radius_graph(pos, cutoff * (1 + SEARCH_MARGIN), batch, max_num_neighbors=most)
+    return edge_index[:, _distances(pos, edge_index) < cutoff]
+
+
+def _search_all_pairs(pos: Tensor, n_atoms: Tensor, cutoff: float) -> Tensor:
+    size = n_atoms.repeat_interleave(n_atoms)  # (N,): how many atoms the sample of i has
+    first = (n_atoms.cumsum(0) - n_atoms).repeat_interleave(n_atoms)  # (N,): the first one of them
+    rows = max(1, MAX_PAIRS // int(n_atoms.max()))
+    edges = []
+    for receivers in torch.arange(len(pos), device=pos.device).split(rows):
+        counts = size[receivers]
+        starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        i = receivers.repeat_interleave(counts)
+        j = first[i] + torch.arange(len(i), device=pos.device) - starts
+        pairs = torch.stack([j, i])
+        edges.append(pairs[:, (_distances(pos, pairs) < cutoff) & (i != j)])
+    return torch.cat(edges, dim=1)
+
+
+class ElementEmbedding(nn.Embedding):
+    """Look a trainable vector up for each element, as [1] does: x_i^0 = a_{Z_i}.
+
+    Pass it to `SchNet` in place of the sheet's linear layer when there are several elements.
+
+    Args:
+        dim_embedding: number of features F.
+        max_z: the largest atomic number that has a vector.
+    """
+
+    def __init__(self, dim_embedding: int, max_z: int = 100) -> None:
+        super().__init__(max_z + 1, dim_embedding)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the vectors of the atomic numbers `z`: (N, 1) -> (N, F).
+
+        Raises:
+            ValueError: if a number is not whole, negative, or larger than `max_z`.
+        """
+        index = z.squeeze(-1).long()
+        ok = (index == z.squeeze(-1)) & (index >= 0) & (index < self.num_embeddings)
+        _expect(ok.all(), "z", f"whole numbers from 0 to {self.num_embeddings - 1}", z)
+        return super().forward(index)
+
+
+class RadialExpansion(nn.Module):
+    """Expand distances in Gaussians, section 4.1 of [1].
+
+    e_k(d) = exp(−γ (d − μ_k)²)
+
+    Args:
+        gamma: γ, 1 / length².
+        mu: the centres μ_k, (K,), a tensor, array or list; a buffer, so that `.double()`
+            and `.to(device)` reach it.
+
+    Raises:
+        ValueError: if `gamma` is not positive, or `mu` not a finite, non-empty (K,).
+    """
+
+    def __init__(self, gamma: float, mu: Tensor | Sequence[float]) -> None:
+        super().__init__()
+        _expect_positive("gamma", gamma)
+        if not (isinstance(mu, Tensor) and mu.is_floating_point()):
+            mu = torch.as_tensor(mu, dtype=torch.get_default_dtype())
+        _expect(mu.ndim == 1 and len(mu) > 0, "mu", "shape (K,), K > 0", tuple(mu.shape))
+        _expect(mu.isfinite().all(), "mu", "finite centres", mu.tolist())
+        self.gamma = float(gamma)
+        self.register_buffer("mu", mu.detach().clone())
+
+    def expand(self, d: Tensor) -> Tensor:
+        """Return the K Gaussians of each distance: (...,) -> (..., K).
+
+        Raises:
+            TypeError: if `d` has another dtype than `mu`.
+        """
+        _expect(d.dtype == self.mu.dtype, "d", f"dtype {self.mu.dtype} as mu", d.dtype, TypeError)
+        return torch.exp(-self.gamma * (d.unsqueeze(-1) - self.mu) ** 2)
+
+    forward = expand
+
+
+class SchNet(nn.Module):
+    """Predict the energy of each sample with continuous-filter convolutions [1].
+
+    x_i^0 = a(Z_i);  x_i^{l+1} = x_i^l + v^l(Σ_{j∈N(i)} (A^l x_j^l) ∘ W^l(d_ij));  E = Σ_i E(x_i^L)
+
+    v^l is dense - shifted softplus - dense. The interaction blocks are PyG's and differ from [1] in
+    two points: the filter network W^l has a shifted softplus after its first layer only, not after
+    both, and is multiplied by ½ (cos(π d / r_c) + 1), so a neighbour fades out as it leaves. The
+    sheet's embedding is affine in Z; that of [1] is `ElementEmbedding`.
+
+    Args:
+        dim_embedding: number of features F.
+        num_filters: width of the filters W^l.
+        num_interactions: number of interaction blocks L.
+        num_gaussians: number of Gaussians K, their centres spread evenly over [0, r_c].
+        cutoff: r_c, in the unit of the positions.
+        gamma: γ of the Gaussians, 1 / length².
+        embedding: a module (N, 1) -> (N, F) that takes the place of `Linear(1, F)`.
+
+    Raises:
+        ValueError: if a size is not a positive integer, or `cutoff` or `gamma` not positive.
+    """
+
+    def __init__(
+        self,
+        dim_embedding: int = 32,
+        num_filters: int = 32,
+        num_interactions: int = 2,
+        num_gaussians: int = 10,
+        cutoff: float = 5.0,
+        gamma: float = 4.0,
+        embedding: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        _expect_size("dim_embedding", dim_embedding)
+        _expect_size("num_filters", num_filters)
+        _expect_size("num_interactions", num_interactions)
+        _expect_size("num_gaussians", num_gaussians)
+        self.interaction_graph = RadiusInteractionGraph(cutoff)
+        self.cutoff = float(cutoff)
+        self.embedding = nn.Linear(1, dim_embedding) if embedding is None else embedding
+        self.radial_expansion = RadialExpansion(gamma, torch.linspace(0, cutoff, num_gaussians))
+        self.interactions = nn.ModuleList(
+            InteractionBlock(dim_embedding, num_gaussians, num_filters, self.cutoff)
+            for _ in range(num_interactions)
+        )
+        hidden = max(1, dim_embedding // 2)
+        self.readout = nn.Sequential(
+            nn.Linear(dim_embedding, hidden), ShiftedSoftplus(), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, z: Tensor, pos: Tensor, batch: Tensor) -> Tensor:
+        """Return the energy of each sample, (B, 1).
+
+        Args:
+            z: atomic numbers, float or integer, one per sample, (B, 1), or per atom, (N, 1).
+            pos: positions, (N, 3), with the dtype and on the device of the parameters.
+            batch: the sample that each atom belongs to, (N,), int64, ascending.
+
+        Raises:
+            TypeError, ValueError: for a wrong dtype, shape, device or order, for values that are
+                not finite, or two atoms in one place.
+        """
+        batch_size, _ = get_batch_dimensions(batch)
+        self._expect_type_and_device(z, pos)
+        z = _atomic_numbers_of_atoms(z, batch, batch_size)  # (B, 1) or (N, 1) -> (N, 1)
+        x = self.embedding(z.to(pos.dtype))  # (N, 1) -> (N, F)
+        edge_index, d_ij = self._edges_in_range(pos, batch)  # (2, E), (E,)
+        e_ij = self.radial_expansion.expand(d_ij)  # (E,) -> (E, K)
+        for interaction in self.interactions:
+            x = x + interaction(x, edge_index, d_ij, e_ij)  # (N, F)
+        energy_i = self.readout(x)  # (N, F) -> (N, 1)
+        return energy_i.new_zeros(batch_size, 1).index_add(0, batch, energy_i)  # (N, 1) -> (B, 1)
+
+    def _edges_in_range(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        edge_index, d_ij = self.interaction_graph(pos, batch)
+        in_range = d_ij < self.cutoff  # PyG's cosine rises again beyond r_c: those edges must go
+        if in_range.all():
+            return edge_index, d_ij
+        return edge_index[:, in_range], d_ij[in_range]
+
+    def _expect_type_and_device(self, z: Tensor, pos: Tensor) -> None:
+        weight = next(self.readout.parameters())
+        dtype, device = weight.dtype, weight.device
+        _expect(pos.dtype == dtype, "pos", f"dtype {dtype} as the model", pos.dtype, TypeError)
+        _expect(pos.device == device, "pos", f"device {device} as the model", pos.device)
+        _expect(z.device == device, "z", f"device {device} as the model", z.device)
+
+
+def _atomic_numbers_of_atoms(z: Tensor, batch: Tensor, batch_size: int) -> Tensor:
+    numeric = not (z.is_complex() or z.dtype == torch.bool)
+    _expect(numeric, "z", "floating-point or integer numbers", z.dtype, TypeError)
+    per_sample, per_atom = (batch_size, 1), (len(batch), 1)
+    shape = (len(z), 1) if z.ndim == 1 else tuple(z.shape)
+    expected = f"shape {per_sample}, one per sample, or {per_atom}, one per atom"
+    _expect(shape in (per_sample, per_atom), "z", expected, tuple(z.shape))
+    _expect(z.isfinite().all(), "z", "finite atomic numbers", "NaN or infinity")
+    z = z.reshape(-1, 1)
+    return z if shape == per_atom else z[batch]
+
+
+def use_figure_style() -> None:
+    """Set matplotlib to the style of all figures, and notebooks to show them as vector graphics."""
+    plt.rcParams.update(FIGURE_STYLE)
+    set_matplotlib_formats("svg", metadata={"Date": None})  # no time stamp: equal bytes
+
+
+def save_figure(fig: Figure, name: str) -> Path:
+    """Write `figures/<name>` below the working directory, whole or not at all; return its path.
+
+    Raises:
+        ValueError: if `name` does not end in .svg, .pdf or .png.
+    """
+    no_stamps = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
+    path = Path("figures", name)
+    _expect(path.suffix in no_stamps, "name", "a file name in .svg, .pdf or .png", repr(name))
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+    fig.savefig(unfinished, metadata=no_stamps[path.suffix])
+    os.replace(unfinished, path)
+    return path
+
+
+def visualize_graph(
+    positions: Tensor, edge_index: Tensor, dim_1: int, dim_2: int, ax: Axes | None = None
+) -> Axes:
+    """Draw the projection of a graph on two coordinate axes, its edges shaded by length.
+
+    Args:
+        positions: positions of one sample, (n, 3).
+        edge_index: its edges, (2, E).
+        dim_1: the coordinate drawn to the right: 0, 1 or 2.
+        dim_2: the coordinate drawn upwards.
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: for positions that are not (n, 3), edges that are not (2, E) or lead to atoms
+            that do not exist, or axes that are equal or not 0, 1 or 2.
+    """
+    n = len(positions)
+    _expect(positions.shape == (n, 3), "positions", "shape (n, 3)", tuple(positions.shape))
+    edges_ok = edge_index.ndim == 2 and len(edge_index) == 2
+    _expect(edges_ok, "edge_index", "shape (2, E)", tuple(edge_index.shape))
+    known = (edge_index >= 0) & (edge_index < n)
+    _expect(known.all(), "edge_index", f"atoms 0 to {n - 1}", edge_index)
+    axes_ok = dim_1 != dim_2 and {dim_1, dim_2} <= {0, 1, 2}
+    _expect(axes_ok, "dim_1, dim_2", "two of the axes 0, 1, 2", (dim_1, dim_2))
+    ax = plt.subplots()[1] if ax is None else ax
+    positions, edge_index = positions.detach().cpu(), edge_index.cpu()
+    points = positions[:, [dim_1, dim_2]].numpy()
+    lines = LineCollection(points[edge_index.T.numpy()], cmap="viridis", zorder=1)
+    lines.set_array(_distances(positions, edge_index).numpy())
+    ax.add_collection(lines)
+    ax.scatter(*points.T, s=25, color="black", zorder=2)
+    ax.set(xlabel=f"${'xyz'[dim_1]}$ (length unit)", ylabel=f"${'xyz'[dim_2]}$ (length unit)")
+    ax.set_aspect("equal")
+    return ax
+
+
+def plot_expansion(radial_expansion: RadialExpansion, distances: Sequence[float]) -> Figure:
+    """Draw the expansion of some distances against μ_k, and all basis functions against d."""
+    mu = radial_expansion.mu
+    e_k = radial_expansion.expand(torch.tensor(distances, dtype=mu.dtype))  # (D, K)
+    grid = torch.linspace(0, float(mu[-1]), 300, dtype=mu.dtype)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(6.3, 2.4))
+    for n, d in enumerate(distances):
+        left.plot(mu, e_k[n], "o-", color=f"C{n}", markersize=4, label=f"$d = {d}$")
+        right.axvline(d, color=f"C{n}", linestyle="--")
+    right.plot(grid, radial_expansion.expand(grid), color="grey", linewidth=1)
+    left.set(xlabel=r"centre $\mu_k$ (length unit)", ylabel="$e_k(d)$")
+    right.set(xlabel="distance $d$ (length unit)", ylabel="$e_k(d)$")
+    left.legend()
+    return fig
