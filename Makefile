@@ -15,7 +15,8 @@ FALLBACK = the graph is built without it, with the same edges
 
 report: $(READY)
 	@echo "Running schnet_assignment.ipynb: under a minute."
-	@$(NBCONVERT) --execute --inplace --ExecutePreprocessor.record_timing=False schnet_assignment.ipynb
+	@$(NBCONVERT) --execute --inplace --ExecutePreprocessor.record_timing=False \
+	  --KernelManager.transport=ipc schnet_assignment.ipynb
 	@$(NBCONVERT) --to report.pdf_exporter.TypstPDFExporter --output-dir $(VENV) \
 	  $(if $(AUTHOR),--TypstPDFExporter.author="$(AUTHOR)") \
 	  $(if $(MATRICULATION),--TypstPDFExporter.matriculation="$(MATRICULATION)") \
@@ -62,15 +63,18 @@ torch_cluster: export CFLAGS := -g0
 torch_cluster: export CXXFLAGS := -g0
 torch_cluster: export DIST_EXTRA_CONFIG := $(abspath $(VENV)/parallel.cfg)
 torch_cluster: INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
-torch_cluster: PIN = $$(grep -o '^torch_cluster[^ ]*' requirements.txt)
+torch_cluster: PIN = $(shell grep -o '^torch_cluster[^ ]*' requirements.txt)
+torch_cluster: WORKS = $(BIN)/python -c 'import torch_cluster' 2> /dev/null
 torch_cluster:
-	@if [ "$(TORCH_CLUSTER)" = no ]; then echo "torch_cluster is left out as asked: $(FALLBACK)."; exit; fi; \
+	@if $(WORKS); then exit; fi; \
+	if [ "$(TORCH_CLUSTER)" = no ]; then echo "torch_cluster is left out as asked: $(FALLBACK)."; exit; fi; \
 	if ! command -v $${CXX:-c++} > /dev/null; then \
 	  echo "torch_cluster needs a C++ compiler, and there is none: $(FALLBACK)."; exit; fi; \
 	jobs=$$($(PYTHON) -c 'import os; print(os.cpu_count())'); \
 	printf '[build_ext]\nparallel = %s\n' $$jobs > $$DIST_EXTRA_CONFIG; \
-	echo "Compiling torch_cluster on $$jobs cores, once: about $$((8 / jobs + 1)) minutes (none if pip kept it)."; \
-	{ $(INSTALL) $(PIN) && { $(BIN)/python -c 'import torch_cluster' 2> /dev/null || \
-	  $(INSTALL) --no-cache-dir --no-deps --force-reinstall $(PIN); }; } > $(VENV)/torch_cluster.log 2>&1 \
-	&& $(BIN)/python -c 'import torch_cluster' \
-	|| echo "torch_cluster could not be built (see $(VENV)/torch_cluster.log): $(FALLBACK)."
+	if [ -n "$$($(BIN)/pip cache list --format=abspath torch_cluster 2> /dev/null)" ]; \
+	then echo "Installing torch_cluster from the wheel that pip kept."; \
+	else echo "Compiling torch_cluster on $$jobs cores, once: about $$((8 / jobs + 1)) minutes."; fi; \
+	{ $(INSTALL) $(PIN) && { $(WORKS) || \
+	  $(INSTALL) --no-cache-dir --no-deps --force-reinstall $(PIN); }; } > $(VENV)/torch_cluster.log 2>&1; \
+	$(WORKS) || echo "torch_cluster could not be built (see $(VENV)/torch_cluster.log): $(FALLBACK)."

@@ -20,6 +20,7 @@ from torch import Tensor
 SPACING = 1.1
 AMPLITUDE = 0.1  # the largest displacement of one coordinate from its site
 MIN_DISTANCE = SPACING - 2 * math.sqrt(3) * AMPLITUDE  # 0.75: no two atoms are ever closer
+ORIENTATION = torch.tensor([[2, -1, 2], [2, 2, -1], [-1, 2, 2]]) / 3  # no projection hides an atom
 PERIODS = (15.0, 60.0)  # shortest and longest period of a coordinate, in frames
 
 
@@ -37,7 +38,8 @@ def lattice_sites(n_atoms: int) -> Tensor:
     axis = torch.arange(-reach, reach + 1)
     sites = torch.cartesian_prod(axis, axis, axis)
     order = sites.square().sum(dim=1).argsort(stable=True)
-    return SPACING * sites[order[:n_atoms]].to(torch.get_default_dtype())
+    nearest = sites[order[:n_atoms]].to(torch.get_default_dtype())
+    return SPACING * nearest @ ORIENTATION.to(nearest.dtype).T
 
 
 def fake_trajectory(n_frames: int = 10, n_atoms: int = 7, seed: int = 0) -> Trajectory:

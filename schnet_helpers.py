@@ -16,6 +16,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import Markdown
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -331,6 +332,12 @@ def use_figure_style() -> None:
     set_matplotlib_formats("svg", metadata={"Date": None})  # no time stamp: equal bytes
 
 
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markdown:
+    """Return a table that a notebook and its PDF show; give numbers as strings, formatted."""
+    lines = [header, ["---"] * len(header), *rows]
+    return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+
+
 def save_figure(fig: Figure, name: str) -> Path:
     """Write `figures/<name>` below the working directory, whole or not at all; return its path.
 
@@ -381,19 +388,3 @@ def visualize_graph(
     ax.set(xlabel=f"${'xyz'[dim_1]}$ (length unit)", ylabel=f"${'xyz'[dim_2]}$ (length unit)")
     ax.set_aspect("equal")
     return ax
-
-
-def plot_expansion(radial_expansion: RadialExpansion, distances: Sequence[float]) -> Figure:
-    """Draw the expansion of some distances against μ_k, and all basis functions against d."""
-    mu = radial_expansion.mu
-    e_k = radial_expansion.expand(torch.tensor(distances, dtype=mu.dtype))  # (D, K)
-    grid = torch.linspace(0, float(mu[-1]), 300, dtype=mu.dtype)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(6.3, 2.4))
-    for n, d in enumerate(distances):
-        left.plot(mu, e_k[n], "o-", color=f"C{n}", markersize=4, label=f"$d = {d}$")
-        right.axvline(d, color=f"C{n}", linestyle="--")
-    right.plot(grid, radial_expansion.expand(grid), color="grey", linewidth=1)
-    left.set(xlabel=r"centre $\mu_k$ (length unit)", ylabel="$e_k(d)$")
-    right.set(xlabel="distance $d$ (length unit)", ylabel="$e_k(d)$")
-    left.legend()
-    return fig

@@ -25,7 +25,7 @@ from schnet_helpers import (
     RadiusInteractionGraph,
     SchNet,
     get_batch_dimensions,
-    plot_expansion,
+    markdown_table,
     save_figure,
     use_figure_style,
     visualize_graph,
@@ -456,19 +456,17 @@ def test_visualize_graph_names_bad_arguments(figure, positions, edge_index, dims
         visualize_graph(positions, edge_index, *dims)
 
 
-def test_expansion_plot_shows_the_numbers(figure):
-    expansion = RadialExpansion(4.0, torch.linspace(0, 5, 10))
-    left, right = plot_expansion(expansion, [0.5, 1.5]).axes
-    np.testing.assert_allclose(left.lines[1].get_ydata(), expansion.expand(torch.tensor(1.5)))
-    marks = [line.get_xdata()[0] for line in right.lines if line.get_linestyle() == "--"]
-    assert marks == [0.5, 1.5]
-    assert len(right.lines) == 2 + 10
+def test_markdown_table_is_markdown():
+    table = markdown_table(["quantity", "value"], [["edges", 12], ["degree", "1.7"]])
+    assert table.data == "| quantity | value |\n| --- | --- |\n| edges | 12 |\n| degree | 1.7 |"
 
 
 def test_save_figure_writes_whole_equal_files(figure, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     use_figure_style()
-    fig = plot_expansion(RadialExpansion(4.0, torch.linspace(0, 5, 10)), [1.0])
+    fig, ax = plt.subplots()
+    ax.plot([1, 2], label="line")
+    ax.legend()
     for name in ("a.svg", "a.pdf", "a.png"):
         first = save_figure(fig, name).read_bytes()
         assert save_figure(fig, name) == Path("figures", name)
