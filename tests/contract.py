@@ -125,14 +125,21 @@ class EnergyModelContract:
         close = model(z, pos, torch.zeros_like(batch))  # control: close molecules do interact
         assert (close - together).abs() > 1e-4
 
-    def test_forces_vanish_at_the_cutoff(self, model):
+    def test_energy_and_forces_fade_out_at_the_cutoff(self, model):
         self.reach_further(model, 1.5)
-        far = {}
-        for fraction in (0.5, 1.0, 1.1):
-            far[fraction] = forces(model, *pair((6, 8), fraction * model.cutoff))
-        assert far[0.5].abs().max() > 1e-4
-        assert_equal(far[1.0], torch.zeros(2, 3, dtype=torch.float64))
-        assert_equal(far[1.1], torch.zeros(2, 3, dtype=torch.float64))
+
+        def at(fraction: float) -> tuple[Tensor, Tensor]:
+            atoms = pair((6, 8), fraction * model.cutoff)
+            return model(*atoms), forces(model, *atoms)
+
+        (close, force), (inside, small), (edge, none) = at(0.5), at(1 - 1e-6), at(1.0)
+        assert force.abs().max() > 1e-4
+        assert (close - edge).abs() > 1e-4
+        assert small.abs().max() < 1e-4 * force.abs().max()  # no jump: zero is reached in full
+        assert (inside - edge).abs() < 1e-6 * (close - edge).abs()
+        assert_equal(none, torch.zeros(2, 3, dtype=torch.float64))
+        assert_equal(at(1.1)[0], edge)
+        assert_equal(at(1.1)[1], torch.zeros(2, 3, dtype=torch.float64))
 
     def test_forces_are_the_finite_differences_of_the_energy(self, model):
         z, pos, batch = molecules()
