@@ -43,6 +43,8 @@ PARSE = mistune.Markdown(
     [table, table_in_list, table_in_quote, strikethrough, url],
 )
 LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+RULE = "#rule()\n\n"
+FRAME = 40  # lines that surely fit on one page
 PIPE = "\ue000"  # stands for | inside the formulas of a table row while the row is split
 
 
@@ -110,6 +112,18 @@ class Block:
     above: bool = False  # the caption stands above
 
 
+def framed(blocks: list[Block]) -> list[Block]:
+    """Keep text between two rules on one page with them: a question and its answer, say."""
+    rules = [i for i, block in enumerate(blocks) if block.source == RULE]
+    for first, last in reversed(list(zip(rules[::2], rules[1::2], strict=False))):
+        inner = blocks[first + 1 : last]
+        source = "".join(block.source for block in inner)
+        lines = sum(2 + len(block.source) // 80 for block in inner)
+        if inner and lines < FRAME and not any(block.kind for block in inner):
+            blocks[first : last + 1] = [Block(inner[0].cell, f"#framed[{source}]\n\n")]
+    return blocks
+
+
 class Markdown:
     """Tokens of the Markdown parser -> Typst; `_text` writes the tokens of type text, and so on."""
 
@@ -129,7 +143,7 @@ class Markdown:
             flags=re.M,
         )
         found = [block for token in PARSE(safe) for block in self._block(token)]
-        return [block for block in found if block.source]
+        return framed([block for block in found if block.source])
 
     def _block(self, token: Token) -> list[Block]:
         if token["type"] == "table":
@@ -192,7 +206,7 @@ class Markdown:
         return ""
 
     def _thematic_break(self, token: Token) -> str:
-        return "#rule()\n\n"
+        return RULE
 
     def _inline_html(self, token: Token) -> str:
         breaks = len(re.findall(LINE_BREAK, token["raw"]))

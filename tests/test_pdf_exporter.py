@@ -664,3 +664,19 @@ def test_command_fails_in_one_line_and_leaves_the_old_pdf(tmp_path):
     )
     assert "Traceback" not in done.stderr
     assert (tmp_path / "book.pdf").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("lines_before", [0, 30, 47, 48, 49, 50, 51, 52])
+def test_a_question_and_its_answer_share_a_page(lines_before):
+    filler = "\n\n".join(["word"] * lines_before)
+    pdf = export(filler, "---\n\nQuestion first.\n\nAnswer last.\n\n---\n\nAfterwards.")
+    holding = [n for n, page in enumerate(pages(pdf)) if "Question" in page.extract_text()]
+    assert len(holding) == 1
+    assert "Answer" in pages(pdf)[holding[0]].extract_text()
+
+
+def test_a_frame_longer_than_a_page_still_breaks():
+    pdf = export("---\n\n" + "\n\n".join(f"word{n}" for n in range(200)) + "\n\n---")
+    assert len(pages(pdf)) > 2
+    assert "word0word1" in text_of(pdf)
+    assert "word199" in text_of(pdf)
