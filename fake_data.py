@@ -3,7 +3,7 @@
 Axes:   T frames, n atoms per frame, N = n * B atoms in a batch of B samples.
 Units:  reduced (the spacing of the cluster is 1.1); masses are 1, one frame is one unit of time.
 
-An Einstein crystal: the atoms sit on the n sites of a cubic lattice that are nearest to the origin
+Harmonic oscillators: the atoms sit on the n sites of a cubic lattice that are nearest to the origin
 (for n = 7 a centre and six neighbours), and each coordinate swings on a spring of its own. The
 exact solution is known: consecutive frames are correlated, the forces are minus the energy's
 gradient, and the amplitudes bound how close two atoms can come.
@@ -20,7 +20,7 @@ from torch import Tensor
 SPACING = 1.1
 AMPLITUDE = 0.1  # the largest displacement of one coordinate from its site
 MIN_DISTANCE = SPACING - 2 * math.sqrt(3) * AMPLITUDE  # 0.75: no two atoms are ever closer
-ORIENTATION = torch.tensor([[2, -1, 2], [2, 2, -1], [-1, 2, 2]]) / 3  # no projection hides an atom
+ORIENTATION = torch.tensor([[2, -1, 2], [2, 2, -1], [-1, 2, 2]]).double() / 3  # hides no atom
 PERIODS = (15.0, 60.0)  # shortest and longest period of a coordinate, in frames
 
 
@@ -38,8 +38,8 @@ def lattice_sites(n_atoms: int) -> Tensor:
     axis = torch.arange(-reach, reach + 1)
     sites = torch.cartesian_prod(axis, axis, axis)
     order = sites.square().sum(dim=1).argsort(stable=True)
-    nearest = sites[order[:n_atoms]].to(torch.get_default_dtype())
-    return SPACING * nearest @ ORIENTATION.to(nearest.dtype).T
+    nearest = SPACING * sites[order[:n_atoms]].double() @ ORIENTATION.T
+    return nearest.to(torch.get_default_dtype())
 
 
 def fake_trajectory(n_frames: int = 10, n_atoms: int = 7, seed: int = 0) -> Trajectory:
@@ -58,14 +58,18 @@ def fake_trajectory(n_frames: int = 10, n_atoms: int = 7, seed: int = 0) -> Traj
     _check_count("n_frames", n_frames)
     _check_count("n_atoms", n_atoms)
     generator = torch.Generator().manual_seed(seed)
-    amplitude, frequency, phase = torch.rand(3, n_atoms, 3, generator=generator)
+    amplitude, frequency, phase = torch.rand(
+        3, n_atoms, 3, generator=generator, dtype=torch.float64
+    )
     amplitude = AMPLITUDE * (0.5 + 0.5 * amplitude)
     shortest, longest = PERIODS
     omega = 2 * math.pi / (shortest + (longest - shortest) * frequency)
     t = torch.arange(n_frames).view(-1, 1, 1)
     u = amplitude * torch.cos(omega * t + 2 * math.pi * phase)  # (T, n, 3)
     energies = 0.5 * (omega * u).square().sum(dim=(1, 2)).unsqueeze(1)  # (T, n, 3) -> (T, 1)
-    return Trajectory(lattice_sites(n_atoms) + u, energies, -omega.square() * u)
+    dtype = torch.get_default_dtype()  # drawn in float64 whatever it is: the seed alone decides
+    frames = lattice_sites(n_atoms) + u.to(dtype), energies, -omega.square() * u
+    return Trajectory(*(x.to(dtype) for x in frames))
 
 
 def fake_batch(

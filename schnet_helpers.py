@@ -10,17 +10,16 @@ Edges:  edge_index[0] = j sends, edge_index[1] = i receives (PyG's convention).
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import Markdown
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor, nn
 from torch_geometric.nn.models.schnet import InteractionBlock, ShiftedSoftplus
 
@@ -33,11 +32,8 @@ MAX_PAIRS = 4_000_000  # candidate pairs held in memory at once by the search wi
 SEARCH_MARGIN = 1e-4  # the k-d tree searches this much further, so its rounding decides nothing
 FIGURE_STYLE = {
     "figure.constrained_layout.use": True,
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
+    **{"font.size": 9, "axes.titlesize": 9, "legend.frameon": False},
+    **{"axes.spines.top": False, "axes.spines.right": False},
     "svg.hashsalt": "schnet",  # equal figures are equal bytes
 }
 
@@ -49,12 +45,16 @@ def _expect(
         raise error(f"{name}: expected {expected}, got {got}")
 
 
+def _expect_tensor(name: str, value: Tensor) -> None:
+    _expect(isinstance(value, Tensor), name, "a tensor", type(value), TypeError)
+
+
 def _expect_size(name: str, value: int) -> None:
-    _expect(isinstance(value, int) and value > 0, name, "a positive integer", value)
+    _expect(isinstance(value, numbers.Integral) and value > 0, name, "a positive integer", value)
 
 
 def _expect_positive(name: str, value: float) -> None:
-    ok = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+    ok = isinstance(value, numbers.Real) and 1e-15 < value < 1e15  # its square fits into float32
     _expect(ok, name, "a positive finite number", value)
 
 
@@ -65,9 +65,9 @@ def get_batch_dimensions(batch: Tensor) -> tuple[int, Tensor]:
         batch: the sample that each atom belongs to, (N,), int64, ascending from 0 without gaps.
 
     Raises:
-        TypeError: if `batch` is not int64.
-        ValueError: if `batch` is empty, not one-dimensional, unsorted, or leaves a sample out.
+        TypeError, ValueError: for another dtype or rank, an empty, unsorted or gappy batch.
     """
+    _expect_tensor("batch", batch)
     _expect(batch.dtype == torch.int64, "batch", "dtype torch.int64", batch.dtype, TypeError)
     _expect(batch.ndim == 1, "batch", "shape (N,)", tuple(batch.shape))
     _expect(len(batch) > 0, "batch", "at least one atom", "an empty batch")
@@ -79,13 +79,32 @@ def get_batch_dimensions(batch: Tensor) -> tuple[int, Tensor]:
     return len(n_atoms), n_atoms
 
 
+def spread_atomic_numbers(z: Tensor, batch: Tensor, batch_size: int) -> Tensor:
+    """Return one atomic number per atom, (N, 1), from one per sample, (B, 1), or per atom, (N, 1).
+
+    Raises:
+        TypeError, ValueError: for numbers that are not real and finite, or of another shape.
+    """
+    _expect_tensor("z", z)
+    numeric = not (z.is_complex() or z.dtype == torch.bool)
+    _expect(numeric, "z", "floating-point or integer numbers", z.dtype, TypeError)
+    per_sample, per_atom = (batch_size, 1), (len(batch), 1)
+    shape = (len(z), 1) if z.ndim == 1 else tuple(z.shape)
+    expected = f"shape {per_sample}, one per sample, or {per_atom}, one per atom"
+    _expect(shape in (per_sample, per_atom), "z", expected, tuple(z.shape))
+    _expect(z.isfinite().all(), "z", "finite atomic numbers", "NaN or infinity")
+    z = z.reshape(-1, 1)
+    return z if shape == per_atom else z[batch]
+
+
 def _expect_positions(pos: Tensor, batch: Tensor) -> None:
+    _expect_tensor("pos", pos)
     _expect(pos.is_floating_point(), "pos", "a floating-point dtype", pos.dtype, TypeError)
     _expect(pos.shape == (len(batch), 3), "pos", f"shape ({len(batch)}, 3)", tuple(pos.shape))
     _expect(batch.device == pos.device, "batch", f"device {pos.device} as pos", batch.device)
     if not pos.isfinite().all():
         atom = int((~pos.isfinite()).any(dim=1).nonzero()[0])
-        raise ValueError(f"pos: expected finite numbers, got {pos[atom].tolist()} for atom {atom}")
+        _expect(False, "pos", "finite numbers", f"{pos[atom].tolist()} for atom {atom}")
 
 
 class RadiusInteractionGraph(nn.Module):
@@ -93,15 +112,12 @@ class RadiusInteractionGraph(nn.Module):
 
     N(i) = {j ≠ i : ‖r_j − r_i‖ < r_c, batch_j = batch_i}
 
-    No neighbour is ever dropped. On a CPU torch_cluster's k-d tree finds the pairs. Without it, and
+    No neighbour is ever dropped. On a CPU torch_cluster's k-d tree finds the pairs; without it, and
     on a GPU, torch compares all pairs, in pieces of bounded memory. Both find the same edges.
 
     Args:
         cutoff: r_c.
         max_num_neighbors: a promise, not a filter: an atom with more neighbours is an error.
-
-    Raises:
-        ValueError: if `cutoff` is not positive and finite, or `max_num_neighbors` not positive.
     """
 
     def __init__(self, cutoff: float, max_num_neighbors: int | None = None) -> None:
@@ -112,6 +128,7 @@ class RadiusInteractionGraph(nn.Module):
         self.cutoff = float(cutoff)
         self.max_num_neighbors = max_num_neighbors
 
+    @torch.compiler.disable  # the k-d tree and the checks look at values
     def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Return the edges, (2, E), and their lengths d_ij, (E,), differentiable in `pos`.
 
@@ -120,12 +137,12 @@ class RadiusInteractionGraph(nn.Module):
             batch: the sample that each atom belongs to, (N,), int64, ascending.
 
         Raises:
-            TypeError, ValueError: for a wrong dtype, shape, device or order, for positions that are
-                not finite, two atoms in one place, or more neighbours than `max_num_neighbors`.
+            TypeError, ValueError: for bad input, two atoms in one place, more neighbours than said.
         """
         _, n_atoms = get_batch_dimensions(batch)
         _expect_positions(pos, batch)
-        edge_index = _edges_within(pos.detach(), batch, n_atoms, self.cutoff)
+        points = pos.detach().to(torch.promote_types(pos.dtype, torch.float32))
+        edge_index = _edges_within(points, batch, n_atoms, self.cutoff)
         d_ij = _distances(pos, edge_index)  # (E,)
         if (d_ij == 0).any():
             pair = edge_index[:, d_ij == 0][:, 0].tolist()
@@ -196,11 +213,8 @@ class RadialExpansion(nn.Module):
 
     Args:
         gamma: γ, 1 / length².
-        mu: the centres μ_k, (K,), a tensor, array or list; a buffer, so that `.double()`
-            and `.to(device)` reach it.
-
-    Raises:
-        ValueError: if `gamma` is not positive, or `mu` not a finite, non-empty (K,).
+        mu: the centres μ_k, (K,), a tensor, array or list; like γ a buffer, which `.double()`,
+            `.to(device)` and `load_state_dict` reach.
     """
 
     def __init__(self, gamma: float, mu: Tensor | Sequence[float]) -> None:
@@ -210,7 +224,7 @@ class RadialExpansion(nn.Module):
             mu = torch.as_tensor(mu, dtype=torch.get_default_dtype())
         _expect(mu.ndim == 1 and len(mu) > 0, "mu", "shape (K,), K > 0", tuple(mu.shape))
         _expect(mu.isfinite().all(), "mu", "finite centres", mu.tolist())
-        self.gamma = float(gamma)
+        self.register_buffer("gamma", torch.tensor(float(gamma), dtype=mu.dtype))
         self.register_buffer("mu", mu.detach().clone())
 
     def expand(self, d: Tensor) -> Tensor:
@@ -231,9 +245,9 @@ class SchNet(nn.Module):
     x_i^0 = a(Z_i);  x_i^{l+1} = x_i^l + v^l(Σ_{j∈N(i)} (A^l x_j^l) ∘ W^l(d_ij));  E = Σ_i E(x_i^L)
 
     v^l is dense - shifted softplus - dense. The interaction blocks are PyG's and differ from [1] in
-    two points: the filter network W^l has a shifted softplus after its first layer only, not after
-    both, and is multiplied by ½ (cos(π d / r_c) + 1), so a neighbour fades out as it leaves. The
-    sheet's embedding is affine in Z; that of [1] is `ElementEmbedding`.
+    three points: the filter network W^l has a shifted softplus after its first layer only, not also
+    after its second; it is multiplied by ½ (cos(π d / r_c) + 1), so a neighbour fades out as it
+    leaves; A^l has no bias. The sheet's embedding is affine in Z; [1] has `ElementEmbedding`.
 
     Args:
         dim_embedding: number of features F.
@@ -242,7 +256,8 @@ class SchNet(nn.Module):
         num_gaussians: number of Gaussians K, their centres spread evenly over [0, r_c].
         cutoff: r_c, in the unit of the positions.
         gamma: γ of the Gaussians, 1 / length².
-        embedding: a module (N, 1) -> (N, F) that takes the place of `Linear(1, F)`.
+        embedding: a module that takes the place of `Linear(1, F)`; it gets the atomic numbers of
+            all atoms, (N, 1), in the dtype of the positions, and returns (N, F).
 
     Raises:
         ValueError: if a size is not a positive integer, or `cutoff` or `gamma` not positive.
@@ -275,6 +290,7 @@ class SchNet(nn.Module):
         self.readout = nn.Sequential(
             nn.Linear(dim_embedding, hidden), ShiftedSoftplus(), nn.Linear(hidden, 1)
         )
+        self.register_load_state_dict_post_hook(_expect_same_cutoff)
 
     def forward(self, z: Tensor, pos: Tensor, batch: Tensor) -> Tensor:
         """Return the energy of each sample, (B, 1).
@@ -285,13 +301,14 @@ class SchNet(nn.Module):
             batch: the sample that each atom belongs to, (N,), int64, ascending.
 
         Raises:
-            TypeError, ValueError: for a wrong dtype, shape, device or order, for values that are
-                not finite, or two atoms in one place.
+            TypeError, ValueError: for bad input, or two atoms in one place.
         """
         batch_size, _ = get_batch_dimensions(batch)
         self._expect_type_and_device(z, pos)
-        z = _atomic_numbers_of_atoms(z, batch, batch_size)  # (B, 1) or (N, 1) -> (N, 1)
+        z = spread_atomic_numbers(z, batch, batch_size)  # (B, 1) or (N, 1) -> (N, 1)
         x = self.embedding(z.to(pos.dtype))  # (N, 1) -> (N, F)
+        shape = len(batch), self.readout[0].in_features
+        _expect(x.shape == shape, "embedding", f"a module that returns {shape}", tuple(x.shape))
         edge_index, d_ij = self._edges_in_range(pos, batch)  # (2, E), (E,)
         e_ij = self.radial_expansion.expand(d_ij)  # (E,) -> (E, K)
         for interaction in self.interactions:
@@ -301,55 +318,47 @@ class SchNet(nn.Module):
 
     def _edges_in_range(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         edge_index, d_ij = self.interaction_graph(pos, batch)
-        in_range = d_ij < self.cutoff  # PyG's cosine rises again beyond r_c: those edges must go
-        if in_range.all():
-            return edge_index, d_ij
-        return edge_index[:, in_range], d_ij[in_range]
+        near = d_ij < self.cutoff  # PyG's cosine rises again beyond r_c: those edges must go
+        return (edge_index, d_ij) if near.all() else (edge_index[:, near], d_ij[near])
 
     def _expect_type_and_device(self, z: Tensor, pos: Tensor) -> None:
         weight = next(self.readout.parameters())
         dtype, device = weight.dtype, weight.device
+        for name, tensor in (("z", z), ("pos", pos)):
+            _expect_tensor(name, tensor)
+            _expect(tensor.device == device, name, f"device {device} as the model", tensor.device)
         _expect(pos.dtype == dtype, "pos", f"dtype {dtype} as the model", pos.dtype, TypeError)
-        _expect(pos.device == device, "pos", f"device {device} as the model", pos.device)
-        _expect(z.device == device, "z", f"device {device} as the model", z.device)
 
 
-def _atomic_numbers_of_atoms(z: Tensor, batch: Tensor, batch_size: int) -> Tensor:
-    numeric = not (z.is_complex() or z.dtype == torch.bool)
-    _expect(numeric, "z", "floating-point or integer numbers", z.dtype, TypeError)
-    per_sample, per_atom = (batch_size, 1), (len(batch), 1)
-    shape = (len(z), 1) if z.ndim == 1 else tuple(z.shape)
-    expected = f"shape {per_sample}, one per sample, or {per_atom}, one per atom"
-    _expect(shape in (per_sample, per_atom), "z", expected, tuple(z.shape))
-    _expect(z.isfinite().all(), "z", "finite atomic numbers", "NaN or infinity")
-    z = z.reshape(-1, 1)
-    return z if shape == per_atom else z[batch]
+def _expect_same_cutoff(model: SchNet, _: object) -> None:
+    last = float(model.radial_expansion.mu[-1])
+    ok = len(model.radial_expansion.mu) == 1 or math.isclose(last, model.cutoff, rel_tol=1e-3)
+    _expect(ok, "state_dict", f"weights for cutoff {model.cutoff}", f"weights for {last}")
 
 
 def use_figure_style() -> None:
     """Set matplotlib to the style of all figures, and notebooks to show them as vector graphics."""
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
     plt.rcParams.update(FIGURE_STYLE)
     set_matplotlib_formats("svg", metadata={"Date": None})  # no time stamp: equal bytes
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markdown:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> object:
     """Return a table that a notebook and its PDF show; give numbers as strings, formatted."""
+    from IPython.display import Markdown
+
     lines = [header, ["---"] * len(header), *rows]
     return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
 
 
 def save_figure(fig: Figure, name: str) -> Path:
-    """Write `figures/<name>` below the working directory, whole or not at all; return its path.
-
-    Raises:
-        ValueError: if `name` does not end in .svg, .pdf or .png.
-    """
-    no_stamps = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
+    """Write `figures/<name>`, an SVG, below the working directory, whole or not at all."""
     path = Path("figures", name)
-    _expect(path.suffix in no_stamps, "name", "a file name in .svg, .pdf or .png", repr(name))
+    _expect(path.suffix == ".svg", "name", "a file name that ends in .svg", name)
     path.parent.mkdir(exist_ok=True)
     unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-    fig.savefig(unfinished, metadata=no_stamps[path.suffix])
+    fig.savefig(unfinished, metadata={"Date": None})
     os.replace(unfinished, path)
     return path
 
@@ -367,8 +376,7 @@ def visualize_graph(
         ax: where to draw; a new figure if not given.
 
     Raises:
-        ValueError: for positions that are not (n, 3), edges that are not (2, E) or lead to atoms
-            that do not exist, or axes that are equal or not 0, 1 or 2.
+        ValueError: for other shapes, edges to atoms that do not exist, or axes that do not.
     """
     n = len(positions)
     _expect(positions.shape == (n, 3), "positions", "shape (n, 3)", tuple(positions.shape))

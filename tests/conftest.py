@@ -7,6 +7,8 @@ import torch
 
 import schnet_helpers
 
+torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+
 
 @pytest.fixture(params=["torch_cluster", "torch"])
 def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from itertools import pairwise
 from pathlib import Path
 
 import nbformat
+import pypdf
 import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from report.pdf_exporter import TypstPDFExporter
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "schnet_assignment.ipynb"
-RTOL, ATOL = 0.02, 1e-5  # printed numbers are rounded, and rounding errors differ between machines
+RTOL = 0.02  # of numbers in plain notation, besides one unit in the last digit printed
+FACTOR, ROUNDING = 10, 2e-6  # numbers like 4e-08 are magnitudes; below ROUNDING they are noise
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 VOLATILE = "nbval-ignore-output"  # the tag of cells that print versions
 
@@ -33,16 +36,23 @@ def text_of(cell: NotebookNode) -> str:
     return "".join(texts)
 
 
+def is_close(a: str, b: str) -> bool:
+    """Compare two printed numbers: magnitudes by a factor, others by a tolerance."""
+    x, y = abs(float(a)), abs(float(b))
+    if float(a) * float(b) < 0:
+        return max(x, y) < ROUNDING
+    if "e" in a or "e" in b:
+        return max(x, y) < ROUNDING or max(x, y) <= FACTOR * min(x, y)
+    unit = 10.0 ** -len(a.partition(".")[2]) if "." in a else 0.0
+    return abs(x - y) <= max(RTOL * max(x, y) if unit else 0.0, 1.001 * unit)
+
+
 def differences(old: str, new: str) -> list[str]:
     """Say where two texts differ in a word, or in a number beyond the tolerance."""
     if NUMBER.sub("#", old) != NUMBER.sub("#", new):
         return [f"{old!r} became {new!r}"]
     pairs = zip(NUMBER.findall(old), NUMBER.findall(new), strict=True)
-    return [
-        f"{a} became {b}"
-        for a, b in pairs
-        if not math.isclose(float(a), float(b), rel_tol=RTOL, abs_tol=ATOL)
-    ]
+    return [f"{a} became {b}" for a, b in pairs if not is_close(a, b)]
 
 
 @pytest.fixture(scope="module")
@@ -111,16 +121,45 @@ def test_fresh_run_writes_the_committed_figures(fresh):
 
 
 @pytest.mark.parametrize(
-    "new, same",
+    "old, new, same",
     [
-        ("error 0.0612 at 5", True),
-        ("error 0.0612 at 6", False),
-        ("error 0.070 at 5", False),
-        ("error -0.061 at 5", False),
-        ("errors 0.061 at 5", False),
-        ("error 0.061 at 5 and 7", False),
+        ("error 0.061 at 5", "error 0.0612 at 5", True),
+        ("error 0.061 at 5", "error 0.0612 at 6", False),
+        ("error 0.061 at 5", "error 0.070 at 5", False),
+        ("error 0.061 at 5", "error -0.061 at 5", False),
+        ("error 0.061 at 5", "errors 0.061 at 5", False),
+        ("error 0.061 at 5", "error 0.061 at 5 and 7", False),
+        ("error 0.002", "error 0.003", True),
+        ("error 0.002", "error 0.004", False),
+        ("360 edges", "361 edges", False),
+        ("within 4.0e-06", "within 6.0e-06", True),
+        ("within 4.0e-06", "within 6.0e-05", False),
+        ("within 2e-16", "within 4e-07", True),
     ],
 )
-def test_comparison_sees_words_and_numbers(new, same):
-    assert (differences("error 0.061 at 5", new) == []) == same
-    assert differences("rounding 2e-16", "rounding 4e-07") == []
+def test_comparison_sees_words_and_numbers(old, new, same):
+    assert (differences(old, new) == []) == same
+
+
+def text_of_pdf(path: Path) -> str:
+    return "".join("".join(page.extract_text() for page in pypdf.PdfReader(path).pages).split())
+
+
+def test_committed_pdf_is_the_committed_notebook(tmp_path, committed):
+    about = {"metadata": {"name": NOTEBOOK.stem, "path": str(ROOT)}}
+    pdf, _ = TypstPDFExporter().from_notebook_node(committed, about)
+    (tmp_path / "again.pdf").write_bytes(pdf)
+    assert len(pypdf.PdfReader(tmp_path / "again.pdf").pages) <= 14
+    again, old = (
+        text_of_pdf(tmp_path / "again.pdf"),
+        text_of_pdf(ROOT / "report" / f"{NOTEBOOK.stem}.pdf"),
+    )
+    for cell in code_cells(committed):
+        printed = [output.text for output in cell.outputs if output.output_type == "stream"]
+        for line in "\n".join([cell.source, *printed]).splitlines():
+            assert "".join(line.split()) in again
+            assert "".join(line.split()) in old, f"not in the committed PDF, make report: {line}"
+
+
+def test_readme_has_no_gaps():
+    assert not re.search(r"@[A-Z]+@|TODO", (ROOT / "README.md").read_text())
