@@ -1,0 +1,275 @@
+"""Training data: frames with energies and forces, from .npz, .pt or any file that ASE reads.
+
+The edges of the frames are found once, since the frames do not move.
+
+Axes:   T frames, N atoms of all frames one after the other, B samples of a batch, E edges.
+Units:  those of the file; nothing is converted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from schnet_helpers import RadiusInteractionGraph
+
+NAMES = ({"pos": "R", "energies": "E", "forces": "F"},
+         {"pos": "positions", "energies": "e_pot", "forces": "forces"})  # fmt: skip
+UNIT_FACTOR = 3.0  # eV and kcal/mol differ by 23, eV and Hartree by 27
+
+
+class Batch(NamedTuple):
+    """Atomic numbers (N, 1), positions (N, 3), samples (N,), energies (B, 1), forces (N, 3)."""
+
+    z: Tensor
+    pos: Tensor
+    batch: Tensor
+    energies: Tensor
+    forces: Tensor
+
+
+class Dataset:
+    """Frames of any sizes, all in memory, float64.
+
+    Args:
+        z: atomic numbers of all atoms, (N,).
+        pos: positions, (N, 3).
+        energies: energies of the frames, (T,).
+        forces: forces, (N, 3).
+        n_atoms: number of atoms of each frame, (T,).
+        cells: lattice vectors in rows, (T, 3, 3); zero rows where a frame is not periodic.
+        split: 0 for a frame to train on, 1 for a test frame, (T,), where the file says so.
+
+    Raises:
+        ValueError: for shapes that do not fit together, values that are not finite, or two atoms of
+            a frame in one place.
+    """
+
+    def __init__(
+        self, z: Tensor, pos: Tensor, energies: Tensor, forces: Tensor, n_atoms: Tensor,
+        cells: Tensor | None = None, split: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        num_frames, num_atoms = len(n_atoms), int(n_atoms.sum())
+        expected = {
+            "z": (num_atoms,),
+            "pos": (num_atoms, 3),
+            "energies": (num_frames,),
+            "forces": (num_atoms, 3),
+            "cells": (num_frames, 3, 3),
+            "split": (num_frames,),
+        }
+        given = {"z": z, "pos": pos, "energies": energies, "forces": forces}
+        given |= {name: x for name, x in (("cells", cells), ("split", split)) if x is not None}
+        for name, tensor in given.items():
+            if tuple(tensor.shape) != expected[name]:
+                raise ValueError(f"{name}: expected {expected[name]}, got {tuple(tensor.shape)}")
+            if not tensor.isfinite().all():
+                frame = "" if name in ("z",) else f", first in entry {_first_bad(tensor)}"
+                raise ValueError(f"{name}: expected finite numbers, got NaN or infinity{frame}")
+        if num_frames == 0 or int(n_atoms.min()) < 1:
+            raise ValueError("n_atoms: expected at least one frame, and atoms in every frame")
+        self.z, self.n_atoms, self.split = z.long(), n_atoms.long(), split
+        self.pos, self.energies, self.forces = pos.double(), energies.double(), forces.double()
+        self.cells = cells.double() if cells is not None and cells.any() else None
+        self.first = self.n_atoms.cumsum(0) - self.n_atoms
+        self._check_distances()
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return len(self.n_atoms)
+
+    def atoms_of(self, frames: Tensor) -> Tensor:
+        """Return the indices of the atoms of some frames, frame after frame."""
+        return _ranges(self.first[frames], self.n_atoms[frames])
+
+    def take(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> Batch:
+        """Return some frames as a batch; positions and forces in `dtype`, energies in float64."""
+        atoms = self.atoms_of(frames)
+        batch = torch.arange(len(frames)).repeat_interleave(self.n_atoms[frames])
+        return Batch(
+            self.z[atoms].view(-1, 1), self.pos[atoms].to(dtype), batch,
+            self.energies[frames].view(-1, 1), self.forces[atoms].to(dtype),
+        )  # fmt: skip
+
+    def _check_distances(self) -> None:
+        for frame, pos in enumerate(self.pos.split(self.n_atoms.tolist())):
+            if len(pos) > 1 and torch.pdist(pos).min() == 0:
+                raise ValueError(
+                    f"pos: expected distinct positions, got two equal in frame {frame}"
+                )
+
+
+def _first_bad(tensor: Tensor) -> int:
+    return int((~tensor.isfinite()).nonzero()[0, 0])
+
+
+def _ranges(first: Tensor, counts: Tensor) -> Tensor:
+    """Return first[0], first[0] + 1, ..., counts[0] numbers, then the same for first[1], ..."""
+    starts = first - (counts.cumsum(0) - counts)
+    return starts.repeat_interleave(counts) + torch.arange(int(counts.sum()))
+
+
+class FixedGraph(nn.Module):
+    """Return edges that are known beforehand, with their lengths at the positions given."""
+
+    edge_index: Tensor
+
+    def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the edges, (2, E), and their lengths, (E,), differentiable in `pos`."""
+        j, i = self.edge_index
+        return self.edge_index, torch.linalg.vector_norm(pos[j] - pos[i], dim=-1)
+
+
+class FrameEdges:
+    """The edges of all frames of a dataset, within one cutoff."""
+
+    def __init__(self, data: Dataset, cutoff: float) -> None:
+        batch = torch.arange(len(data)).repeat_interleave(data.n_atoms)
+        edges, _ = RadiusInteractionGraph(cutoff)(data.pos, batch)
+        frame = batch[edges[0]]
+        order = frame.argsort(stable=True)
+        self.edges = (edges - data.first[frame])[:, order]  # atoms counted from the frame's first
+        self.counts = frame.bincount(minlength=len(data))
+        self.first = self.counts.cumsum(0) - self.counts
+
+    def take(self, frames: Tensor, n_atoms: Tensor) -> Tensor:
+        """Return the edges of some frames, (2, E), atoms counted through the batch."""
+        counts = self.counts[frames]
+        edges = self.edges[:, _ranges(self.first[frames], counts)]
+        return edges + (n_atoms.cumsum(0) - n_atoms).repeat_interleave(counts)
+
+
+@contextmanager
+def use_graph_of(model: nn.Module, data: Dataset, frames: Tensor) -> Iterator[None]:
+    """Let the model use the known edges of some frames, and its own graph again afterwards."""
+    owner = next(m for m in model.modules() if hasattr(m, "interaction_graph"))
+    cache = data.__dict__.setdefault("edges_within", {})
+    if owner.cutoff not in cache:
+        cache[owner.cutoff] = FrameEdges(data, owner.cutoff)
+    graph, own = FixedGraph(), owner.interaction_graph
+    device = next(model.parameters()).device
+    graph.edge_index = cache[owner.cutoff].take(frames, data.n_atoms[frames]).to(device)
+    owner.interaction_graph = graph
+    try:
+        yield
+    finally:
+        owner.interaction_graph = own
+
+
+def load(path: str | Path) -> Dataset:
+    """Read a dataset; the file's ending decides how.
+
+    `.npz` and `.pt` hold `R, E, F, z` (MD17's names) or `positions, e_pot, forces` (one atom type,
+    Z = 1), of shape (T, n, 3), (T,) or (T, 1), (T, n, 3) and (n,); or `n_atoms` (T,) and `R, F, z`
+    of all frames one after the other. `cell` (T, 3, 3) and `split` (T,) are taken where they are.
+    Everything else is read by ASE, with the energies and forces that the file holds.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        KeyError: if an array is missing; the message names it.
+        ValueError: if the file holds something else than plain arrays, or bad values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: expected a data file, got {path}, which does not exist")
+    if path.suffix == ".npz":
+        return _from_arrays(_read_npz(path))
+    if path.suffix in (".pt", ".pth"):
+        return _from_arrays({key: torch.as_tensor(x) for key, x in _read_pt(path).items()})
+    return _from_ase(path)
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    with np.load(path, allow_pickle=False) as archive:
+        try:
+            arrays = {key: archive[key] for key in archive.files}
+        except ValueError as error:
+            raise ValueError(f"path: expected plain arrays in {path}, got {error}") from error
+    return {k: torch.as_tensor(x) for k, x in arrays.items() if x.dtype.kind in "fiu"}
+
+
+def _read_pt(path: Path) -> dict[str, Tensor]:
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"path: expected plain tensors in {path}, got {error}") from error
+
+
+def _from_arrays(arrays: dict[str, Tensor]) -> Dataset:
+    names = next((names for names in NAMES if names["pos"] in arrays), NAMES[0])
+    missing = [key for key in names.values() if key not in arrays]
+    if names is NAMES[0] and "z" not in arrays:
+        missing.append("z")
+    if missing:
+        raise KeyError(f"data: expected the arrays {missing}, got only {sorted(arrays)}")
+    pos, energies, forces = (arrays[names[key]] for key in ("pos", "energies", "forces"))
+    if "n_atoms" in arrays:
+        n_atoms, z = arrays["n_atoms"], arrays["z"]
+    elif pos.ndim != 3 or pos.shape[2] != 3:
+        raise ValueError(f"{names['pos']}: expected shape (T, n, 3), got {tuple(pos.shape)}")
+    else:
+        n_atoms = torch.full((pos.shape[0],), pos.shape[1])
+        z = arrays.get("z", torch.ones(pos.shape[1])).flatten()
+        if forces.shape != pos.shape or len(z) != pos.shape[1]:
+            raise ValueError(
+                f"{names['forces']}, z: expected {tuple(pos.shape)} and ({pos.shape[1]},) as "
+                f"{names['pos']}, got {tuple(forces.shape)} and ({len(z)},)"
+            )
+        pos, forces, z = pos.reshape(-1, 3), forces.reshape(-1, 3), z.repeat(len(n_atoms))
+    return Dataset(
+        z, pos, energies.flatten(), forces, n_atoms, arrays.get("cell"), arrays.get("split")
+    )
+
+
+def _from_ase(path: Path) -> Dataset:
+    from ase.calculators.calculator import PropertyNotImplementedError
+    from ase.io import read
+
+    frames = read(path, index=":")
+    if not frames:
+        raise ValueError(f"path: expected frames in {path}, got none")
+    try:
+        energies = torch.tensor([atoms.get_potential_energy() for atoms in frames])
+        forces = np.concatenate([atoms.get_forces() for atoms in frames])
+    except (PropertyNotImplementedError, RuntimeError) as error:
+        raise KeyError(f"path: expected energies and forces in {path}, got {error}") from error
+    cells = np.stack([atoms.cell.array * atoms.pbc[:, None] for atoms in frames])
+    return Dataset(
+        torch.as_tensor(np.concatenate([atoms.numbers for atoms in frames])),
+        torch.as_tensor(np.concatenate([atoms.positions for atoms in frames])),
+        energies.double(), torch.as_tensor(forces),
+        torch.tensor([len(atoms) for atoms in frames]), torch.as_tensor(cells),
+    )  # fmt: skip
+
+
+def check_units(data: Dataset, max_frames: int = 300) -> float | None:
+    """Compare energies and forces: return the slope of ΔE against −½ (F + F') · Δr, about 1.
+
+    Each frame is compared with the one of the same shape that is nearest to it. Where the two
+    correlate well but the slope is far from 1, energies and forces are in different units.
+
+    Raises:
+        ValueError: if the slope is off by more than a factor of 3.
+    """
+    num = min(len(data), max_frames)
+    if data.cells is not None or num < 3 or (data.n_atoms != data.n_atoms[0]).any():
+        return None
+    pos, forces = (x.view(len(data), -1)[:num] for x in (data.pos, data.forces))
+    nearest = (torch.cdist(pos, pos) + torch.eye(num) * 1e12).argmin(dim=1)
+    work = -(0.5 * (forces + forces[nearest]) * (pos[nearest] - pos)).sum(dim=1)
+    change = data.energies[nearest] - data.energies[:num]
+    if torch.corrcoef(torch.stack([work, change]))[0, 1] < 0.7:
+        return None
+    slope = float((work * change).sum() / work.square().sum())
+    if not 1 / UNIT_FACTOR < slope < UNIT_FACTOR:
+        raise ValueError(
+            f"energies, forces: expected forces in the energy unit per length unit, got energies "
+            f"that change {slope:.3g} times as much as the forces say"
+        )
+    return slope
