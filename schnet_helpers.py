@@ -185,10 +185,7 @@ class ElementEmbedding(nn.Embedding):
     """Look a trainable vector up for each element, as [1] does: x_i^0 = a_{Z_i}.
 
     Pass it to `SchNet` in place of the sheet's linear layer when there are several elements.
-
-    Args:
-        dim_embedding: number of features F.
-        max_z: the largest atomic number that has a vector.
+    `dim_embedding` is the number of features F, `max_z` the largest atomic number with a vector.
     """
 
     def __init__(self, dim_embedding: int, max_z: int = 100) -> None:
@@ -202,7 +199,8 @@ class ElementEmbedding(nn.Embedding):
         """
         index = z.squeeze(-1).long()
         ok = (index == z.squeeze(-1)) & (index >= 0) & (index < self.num_embeddings)
-        _expect(ok.all(), "z", f"whole numbers from 0 to {self.num_embeddings - 1}", z)
+        if not torch.compiler.is_compiling():
+            _expect(ok.all(), "z", f"whole numbers from 0 to {self.num_embeddings - 1}", z)
         return super().forward(index)
 
 
@@ -306,15 +304,19 @@ class SchNet(nn.Module):
         batch_size, _ = get_batch_dimensions(batch)
         self._expect_type_and_device(z, pos)
         z = spread_atomic_numbers(z, batch, batch_size)  # (B, 1) or (N, 1) -> (N, 1)
-        x = self.embedding(z.to(pos.dtype))  # (N, 1) -> (N, F)
-        shape = len(batch), self.readout[0].in_features
-        _expect(x.shape == shape, "embedding", f"a module that returns {shape}", tuple(x.shape))
         edge_index, d_ij = self._edges_in_range(pos, batch)  # (2, E), (E,)
+        energy_i = self.atomic_energies(z.to(pos.dtype), edge_index, d_ij)  # (N, 1)
+        return energy_i.new_zeros(batch_size, 1).index_add(0, batch, energy_i)  # (N, 1) -> (B, 1)
+
+    def atomic_energies(self, z: Tensor, edge_index: Tensor, d_ij: Tensor) -> Tensor:
+        """Return the energy of each atom, (N, 1), from z (N, 1), edges (2, E), lengths (E,)."""
+        x = self.embedding(z)  # (N, 1) -> (N, F)
+        shape = len(z), self.readout[0].in_features
+        _expect(x.shape == shape, "embedding", f"a module that returns {shape}", tuple(x.shape))
         e_ij = self.radial_expansion.expand(d_ij)  # (E,) -> (E, K)
         for interaction in self.interactions:
             x = x + interaction(x, edge_index, d_ij, e_ij)  # (N, F)
-        energy_i = self.readout(x)  # (N, F) -> (N, 1)
-        return energy_i.new_zeros(batch_size, 1).index_add(0, batch, energy_i)  # (N, 1) -> (B, 1)
+        return self.readout(x)  # (N, F) -> (N, 1)
 
     def _edges_in_range(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         edge_index, d_ij = self.interaction_graph(pos, batch)

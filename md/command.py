@@ -37,6 +37,7 @@ HELP = {
     "ema_decay": "decay of the running average of the weights, which is what is kept",
     "clip_norm": "largest norm of the gradient; 0: no limit",
     "patience": "stop after so many epochs without a better validation loss; 0: never",
+    "compile": "compile the training step: needs a C++ compiler, faster after half a minute",
     "seed": "seed of weights, split and order",
     "dim_embedding": "features of an atom",
     "num_filters": "width of the filters",
@@ -68,9 +69,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--float64", action="store_true", help="double precision")
     for group in (Settings, Sizes):
         for field in fields(group):
-            kind = {"int": int, "float": float}[str(field.type)]
-            flag = "--" + field.name.replace("_", "-")
-            result.add_argument(flag, type=kind, default=field.default, help=HELP[field.name])
+            flag, text = "--" + field.name.replace("_", "-"), HELP[field.name]
+            if field.type == "bool":
+                result.add_argument(flag, action="store_true", help=text)
+            else:
+                kind = {"int": int, "float": float}[str(field.type)]
+                result.add_argument(flag, type=kind, default=field.default, help=text)
     return result
 
 

@@ -8,15 +8,14 @@ Units:  those of the file; nothing is converted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from md.neighbors import PeriodicGraph
 from schnet_helpers import RadiusInteractionGraph
 
 NAMES = ({"pos": "R", "energies": "E", "forces": "F"},
@@ -78,6 +77,7 @@ class Dataset:
         self.pos, self.energies, self.forces = pos.double(), energies.double(), forces.double()
         self.cells = cells.double() if cells is not None and cells.any() else None
         self.first = self.n_atoms.cumsum(0) - self.n_atoms
+        self._edges: dict[float, FrameEdges] = {}
         self._check_distances()
 
     def __len__(self) -> int:
@@ -97,6 +97,12 @@ class Dataset:
             self.energies[frames].view(-1, 1), self.forces[atoms].to(dtype),
         )  # fmt: skip
 
+    def edges(self, cutoff: float) -> FrameEdges:
+        """Return the edges of all frames within a cutoff; they are found once."""
+        if cutoff not in self._edges:
+            self._edges[cutoff] = FrameEdges(self, cutoff)
+        return self._edges[cutoff]
+
     def _check_distances(self) -> None:
         for frame, pos in enumerate(self.pos.split(self.n_atoms.tolist())):
             if len(pos) > 1 and torch.pdist(pos).min() == 0:
@@ -115,51 +121,36 @@ def _ranges(first: Tensor, counts: Tensor) -> Tensor:
     return starts.repeat_interleave(counts) + torch.arange(int(counts.sum()))
 
 
-class FixedGraph(nn.Module):
-    """Return edges that are known beforehand, with their lengths at the positions given."""
-
-    edge_index: Tensor
-
-    def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the edges, (2, E), and their lengths, (E,), differentiable in `pos`."""
-        j, i = self.edge_index
-        return self.edge_index, torch.linalg.vector_norm(pos[j] - pos[i], dim=-1)
-
-
 class FrameEdges:
-    """The edges of all frames of a dataset, within one cutoff."""
+    """The edges of all frames of a dataset within a cutoff, and how far their images are away.
+
+    Args:
+        data: the frames.
+        cutoff: r_c, in the data's length unit.
+    """
 
     def __init__(self, data: Dataset, cutoff: float) -> None:
         batch = torch.arange(len(data)).repeat_interleave(data.n_atoms)
-        edges, _ = RadiusInteractionGraph(cutoff)(data.pos, batch)
+        if data.cells is None:
+            edges, _ = RadiusInteractionGraph(cutoff)(data.pos, batch)
+            offsets = torch.zeros(edges.shape[1], 3, dtype=torch.float64)
+        else:
+            graph = PeriodicGraph(cutoff).set_cells(data.cells, data.cells.any(dim=2))
+            edges, offsets = graph.edges_and_offsets(data.pos, batch)
         frame = batch[edges[0]]
         order = frame.argsort(stable=True)
         self.edges = (edges - data.first[frame])[:, order]  # atoms counted from the frame's first
+        self.offsets = offsets[order]
         self.counts = frame.bincount(minlength=len(data))
         self.first = self.counts.cumsum(0) - self.counts
+        self.n_atoms = data.n_atoms
 
-    def take(self, frames: Tensor, n_atoms: Tensor) -> Tensor:
-        """Return the edges of some frames, (2, E), atoms counted through the batch."""
-        counts = self.counts[frames]
-        edges = self.edges[:, _ranges(self.first[frames], counts)]
-        return edges + (n_atoms.cumsum(0) - n_atoms).repeat_interleave(counts)
-
-
-@contextmanager
-def use_graph_of(model: nn.Module, data: Dataset, frames: Tensor) -> Iterator[None]:
-    """Let the model use the known edges of some frames, and its own graph again afterwards."""
-    owner = next(m for m in model.modules() if hasattr(m, "interaction_graph"))
-    cache = data.__dict__.setdefault("edges_within", {})
-    if owner.cutoff not in cache:
-        cache[owner.cutoff] = FrameEdges(data, owner.cutoff)
-    graph, own = FixedGraph(), owner.interaction_graph
-    device = next(model.parameters()).device
-    graph.edge_index = cache[owner.cutoff].take(frames, data.n_atoms[frames]).to(device)
-    owner.interaction_graph = graph
-    try:
-        yield
-    finally:
-        owner.interaction_graph = own
+    def take(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Return some frames' edges, (2, E), atoms counted through, and the offsets (E, 3)."""
+        counts, n_atoms = self.counts[frames], self.n_atoms[frames]
+        chosen = _ranges(self.first[frames], counts)
+        edges = self.edges[:, chosen] + (n_atoms.cumsum(0) - n_atoms).repeat_interleave(counts)
+        return edges, self.offsets[chosen].to(dtype)
 
 
 def load(path: str | Path) -> Dataset:

@@ -133,6 +133,24 @@ class PeriodicGraph(nn.Module):
         in_range = (d_ij < self.cutoff).nonzero().squeeze(1)  # twice as fast as a mask
         return self._list.edge_index.index_select(1, in_range), d_ij.index_select(0, in_range)
 
+    def edges_and_offsets(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the edges, (2, E), and the lattice vectors S C that r_j is to be moved by, (E, 3).
+
+        Arguments and errors are those of `forward`.
+        """
+        self(pos, batch)
+        in_range = (
+            (
+                _distances(pos, self._cells_of(pos, len(self._list.cells))[0], self._list)
+                < self.cutoff
+            )
+            .nonzero()
+            .squeeze(1)
+        )
+        shifts = self._list.shifts.split(self._list.num_edges)
+        offset = torch.cat([S @ cell for S, cell in zip(shifts, self._list.cells, strict=True)])
+        return self._list.edge_index.index_select(1, in_range), offset.index_select(0, in_range)
+
     def __getstate__(self) -> dict[str, object]:
         """Return what is copied or pickled: the cells without the history of their gradient."""
         cells = self._cells

@@ -79,10 +79,12 @@ class Standardized(nn.Module):
     def forward(self, z: Tensor, pos: Tensor, batch: Tensor) -> Tensor:
         """Return the energy of each sample, (B, 1), float64; the arguments are the model's."""
         energy = self.model(z, pos, batch)  # (B, 1)
-        batch_size, _ = get_batch_dimensions(batch)
-        elements = spread_atomic_numbers(z, batch, batch_size).long()  # (N, 1)
-        offset = self.scale.new_zeros(batch_size, 1)
-        offset = offset.index_add(0, batch, self.element_energies[elements])  # (N, 1) -> (B, 1)
+        return self.in_units(energy, spread_atomic_numbers(z, batch, len(energy)), batch)
+
+    def in_units(self, energy: Tensor, z: Tensor, batch: Tensor) -> Tensor:
+        """Return the energies, (B, 1), for the network's own ones, (B, 1); z is (N, 1)."""
+        offset = self.scale.new_zeros(len(energy), 1)
+        offset = offset.index_add(0, batch, self.element_energies[z.long()].view(-1, 1))
         return self.scale * energy.double() + offset
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -24,8 +24,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from md.data import Batch, Dataset, use_graph_of
-from md.potential import Standardized, energy_and_forces, fit_element_energies
+from md.data import Batch, Dataset
+from md.potential import Standardized, fit_element_energies
 from schnet_helpers import ElementEmbedding, SchNet
 
 
@@ -62,6 +62,7 @@ class Settings:
     ema_decay: float = 0.999
     clip_norm: float = 10.0
     patience: int = 0
+    compile: bool = False
     seed: int = 0
 
 
@@ -92,16 +93,46 @@ def loss_of(energy: Tensor, forces: Tensor, target: Batch, settings: Settings) -
     return settings.rho_energy * energy_loss + settings.rho_forces * force_loss
 
 
+class FrameForces(nn.Module):
+    """Energies and forces of frames whose edges are known: a training step without the search.
+
+    The forces are part of the forward pass, so that it can be compiled and run in parallel.
+
+    Args:
+        model: the model; a `SchNet` is inside.
+    """
+
+    def __init__(self, model: Standardized) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, z: Tensor, pos: Tensor, batch: Tensor, edge_index: Tensor, offset: Tensor, B: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return energies (B, 1) and forces (N, 3); an edge leads from r_j + offset to r_i."""
+        j, i = edge_index
+
+        def total(pos: Tensor) -> tuple[Tensor, Tensor]:
+            d_ij = torch.linalg.vector_norm(pos[j] - pos[i] + offset, dim=1)
+            energy_i = self.model.model.atomic_energies(z.to(pos.dtype), edge_index, d_ij)
+            energy = energy_i.new_zeros(B, 1).index_add(0, batch, energy_i)
+            return energy.sum(), energy
+
+        gradient, energy = torch.func.grad(total, has_aux=True)(pos)
+        return self.model.in_units(energy, z, batch), -self.model.scale * gradient
+
+
 def evaluate(
-    model: nn.Module, data: Dataset, frames: Tensor, batch_size: int = 100
+    model: Standardized, data: Dataset, frames: Tensor, batch_size: int = 100
 ) -> tuple[Errors, Tensor, Tensor]:
     """Return the errors of a model on some frames, its energies (T, 1) and its forces (N, 3)."""
     energies, forces = [], []
     dtype, device = _dtype_and_device(model)
     for part in frames.split(batch_size):
-        target = data.take(part, dtype)
-        with use_graph_of(model, data, part):
-            energy, force = energy_and_forces(model, *(x.to(device) for x in target[:3]))
+        target, edges = data.take(part, dtype), data.edges(model.cutoff).take(part, dtype)
+        inputs = (x.to(device) for x in (*target[:3], *edges))
+        with torch.no_grad():
+            energy, force = FrameForces(model)(*inputs, len(part))
         energies.append(energy.cpu().double())
         forces.append(force.cpu().double())
     energy, force, target = torch.cat(energies), torch.cat(forces), data.take(frames, torch.float64)
@@ -123,17 +154,6 @@ def evaluate(
 def _dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
     parameter = next(model.parameters())
     return parameter.dtype, parameter.device
-
-
-class _EnergyAndForces(nn.Module):
-    """What DistributedDataParallel wraps: forces are part of the forward pass."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, z: Tensor, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-        return energy_and_forces(self.model, z, pos, batch, create_graph=True)
 
 
 class Trainer:
@@ -164,7 +184,9 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
-        self.parallel: nn.Module = _EnergyAndForces(model)
+        self.parallel: nn.Module = FrameForces(model)
+        if settings.compile:
+            self.parallel.compile()
         if self.world > 1:
             self.parallel = nn.parallel.DistributedDataParallel(self.parallel)
         self.steps_per_epoch = len(train) // settings.batch_size
@@ -233,8 +255,8 @@ class Trainer:
         lr = 0.5 * self.settings.lr * (1 + math.cos(math.pi * self._progress(step)))
         self.optimizer.param_groups[0]["lr"] = lr
         target = Batch(*(x.to(device) for x in self.data.take(frames, dtype)))
-        with use_graph_of(self.model, self.data, frames):
-            energy, forces = self.parallel(*target[:3])
+        edges = self.data.edges(self.model.cutoff).take(frames, dtype)
+        energy, forces = self.parallel(*target[:3], *(x.to(device) for x in edges), len(frames))
         loss = loss_of(energy, forces, target, self.settings)
         if not torch.isfinite(loss):
             raise FloatingPointError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,12 @@ from contract import assert_equal
 
 from fake_data import fake_trajectory
 from md.command import main, split
-from md.data import Dataset, FrameEdges, check_units, load, use_graph_of
+from md.data import Dataset, check_units, load
 from md.dynamics import lennard_jones
+from md.neighbors import PeriodicGraph
 from md.potential import energy_and_forces
 from md.training import (
+    FrameForces,
     Settings,
     Sizes,
     Trainer,
@@ -113,24 +116,56 @@ def test_extxyz_with_frames_of_different_sizes(tmp_path):
 
 def test_edges_of_frames_equal_the_graph_s(data):
     frames = torch.tensor([3, 9, 0])
-    edges = FrameEdges(data, 1.7).take(frames, data.n_atoms[frames])
+    edges, offsets = data.edges(1.7).take(frames)
     _, pos, batch, *_ = data.take(frames, torch.float64)
     expected, _ = RadiusInteractionGraph(1.7)(pos, batch)
     assert sorted(map(tuple, edges.T.tolist())) == sorted(map(tuple, expected.T.tolist()))
+    assert not offsets.any()
 
 
-def test_known_edges_do_not_change_the_model(data):
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_known_edges_give_the_model_s_energies_and_forces(data, num_frames):
     torch.manual_seed(0)
     model = standardized(SIZES, data, torch.arange(16)).double()
-    frames = torch.tensor([3, 9, 0])
+    frames = torch.tensor([3, 9, 0])[:num_frames]
     z, pos, batch, *_ = data.take(frames, torch.float64)
-    expected, own = energy_and_forces(model, z, pos, batch), model.model.interaction_graph
-    with use_graph_of(model, data, frames):
-        assert model.model.interaction_graph is not own
-        known = energy_and_forces(model, z, pos, batch)
-    assert model.model.interaction_graph is own
-    assert_equal(known[0], expected[0])
-    assert_equal(known[1], expected[1])
+    expected = energy_and_forces(model, z, pos, batch)
+    edges = data.edges(model.cutoff).take(frames, torch.float64)
+    energy, forces = FrameForces(model)(z, pos, batch, *edges, num_frames)
+    assert_equal(energy.detach(), expected[0])
+    assert_equal(forces.detach(), expected[1])
+    assert forces.abs().max() > 1e-3
+
+
+def test_periodic_frames_see_their_images(data):
+    torch.manual_seed(0)
+    cells = (2.9 * torch.eye(3, dtype=torch.float64)).expand(24, 3, 3)
+    fields = data.z, data.pos, data.energies, data.forces, data.n_atoms
+    periodic = Dataset(*fields, cells=cells)
+    model = standardized(SIZES, data, torch.arange(16)).double()
+    frames = torch.tensor([3, 9])
+    z, pos, batch, *_ = data.take(frames, torch.float64)
+    energy, forces = FrameForces(model)(
+        z, pos, batch, *periodic.edges(model.cutoff).take(frames, torch.float64), 2
+    )
+    model.model.interaction_graph = PeriodicGraph(model.cutoff).set_cells(cells[:2])
+    expected = energy_and_forces(model, z, pos, batch)
+    assert_equal(energy.detach(), expected[0])
+    assert_equal(forces.detach(), expected[1])
+    isolated = evaluate(model, data, frames)[1]
+    assert (energy - isolated).abs().min() > 1e-3
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_step_gives_the_same_weights(data, tmp_path):
+    settings = {"epochs": 2, "batch_size": 4}
+    plain = trainer_for(data, tmp_path / "plain", **settings)
+    compiled = trainer_for(data, tmp_path / "compiled", **settings, compile=True)
+    for trainer in (plain, compiled):
+        trainer.run(progress=False)
+    for a, b in zip(plain.weights, compiled.weights, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 BAD_DATA = [
