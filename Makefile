@@ -1,5 +1,6 @@
-# make report   the notebook, executed, and its PDF        make notebook  open it in Jupyter
-# make test     all tests                                  make lint, make clean
+# make report   the sheet's notebook, executed, and its PDF    make notebook  open it in Jupyter
+# make md       the same for the notebook on dynamics          make lint, make clean
+# make test     all tests but the slow ones                    make test MARKS=  all tests
 # AUTHOR="…" MATRICULATION="…" COURSE="…" stand in the PDF in place of the notebook's metadata.
 # TORCH_CLUSTER=no sets up without compiling torch_cluster.
 
@@ -7,26 +8,32 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+MARKS ?= not slow
 NBCONVERT = $(BIN)/jupyter nbconvert --log-level=WARN
 FALLBACK = the graph is built without it, with the same edges
 
 export AUTHOR MATRICULATION COURSE
 
-.PHONY: report test notebook lint clean
+.PHONY: report md test notebook lint clean
 .DELETE_ON_ERROR:
 
-report: $(READY)
-	@echo "Running schnet_assignment.ipynb: under a minute."
+report: NAME := schnet_assignment
+report: TIME := under a minute
+md: NAME := schnet_md
+md: TIME := a few minutes
+
+report md: $(READY)
+	@echo "Running $(NAME).ipynb: $(TIME)."
 	@$(NBCONVERT) --execute --inplace --ExecutePreprocessor.record_timing=False \
-	  --ExecutePreprocessor.extra_arguments=--log-level=ERROR schnet_assignment.ipynb
+	  --ExecutePreprocessor.extra_arguments=--log-level=ERROR $(NAME).ipynb
 	@$(NBCONVERT) --to report.pdf_exporter.TypstPDFExporter --output-dir $(VENV) \
 	  --TypstPDFExporter.author="$$AUTHOR" --TypstPDFExporter.matriculation="$$MATRICULATION" \
-	  --TypstPDFExporter.course="$$COURSE" schnet_assignment.ipynb
-	@mv $(VENV)/schnet_assignment.pdf report/schnet_assignment.pdf
-	@echo "Written: report/schnet_assignment.pdf"
+	  --TypstPDFExporter.course="$$COURSE" $(NAME).ipynb
+	@mv $(VENV)/$(NAME).pdf report/$(NAME).pdf
+	@echo "Written: report/$(NAME).pdf"
 
 test: $(READY)
-	$(BIN)/python -m pytest --cov=schnet_helpers --cov=fake_data --cov-fail-under=98
+	$(BIN)/python -m pytest -m "$(MARKS)" --cov=schnet_helpers --cov=fake_data --cov-fail-under=98
 
 notebook: $(VENV)/jupyterlab
 	$(BIN)/jupyter lab schnet_assignment.ipynb

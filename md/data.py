@@ -69,8 +69,8 @@ class Dataset:
             if tuple(tensor.shape) != expected[name]:
                 raise ValueError(f"{name}: expected {expected[name]}, got {tuple(tensor.shape)}")
             if not tensor.isfinite().all():
-                frame = "" if name in ("z",) else f", first in entry {_first_bad(tensor)}"
-                raise ValueError(f"{name}: expected finite numbers, got NaN or infinity{frame}")
+                entry = int((~tensor.isfinite()).nonzero()[0, 0])
+                raise ValueError(f"{name}: expected finite numbers, got others in entry {entry}")
         if num_frames == 0 or int(n_atoms.min()) < 1:
             raise ValueError("n_atoms: expected at least one frame, and atoms in every frame")
         self.z, self.n_atoms, self.split = z.long(), n_atoms.long(), split
@@ -109,10 +109,6 @@ class Dataset:
                 raise ValueError(
                     f"pos: expected distinct positions, got two equal in frame {frame}"
                 )
-
-
-def _first_bad(tensor: Tensor) -> int:
-    return int((~tensor.isfinite()).nonzero()[0, 0])
 
 
 def _ranges(first: Tensor, counts: Tensor) -> Tensor:

@@ -121,35 +121,30 @@ class PeriodicGraph(nn.Module):
                 not finite, a number of samples that is not that of the cells, or an atom in the
                 place of another one or of its image.
         """
+        in_range, d_ij, _ = self._search(pos, batch)
+        return self._list.edge_index.index_select(1, in_range), d_ij.index_select(0, in_range)
+
+    def edges_and_offsets(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the edges, (2, E), and the lattice vectors S C that lead to r_j's image, (E, 3).
+
+        d_ij = ‖r_j + S C − r_i‖. Arguments and errors are those of `forward`.
+        """
+        in_range, _, offset = self._search(pos, batch)
+        return self._list.edge_index.index_select(1, in_range), offset.index_select(0, in_range)
+
+    def _search(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which of the list's edges are in range, and the lengths and offsets of all."""
         batch_size, n_atoms = get_batch_dimensions(batch)
         _expect_positions(pos, batch)
         cells, pbc = self._cells_of(pos, batch_size)
         if not self._holds_every_edge(pos.detach(), batch, cells.detach(), pbc):
             self._build(pos.detach(), batch, n_atoms, cells.detach(), pbc)
-        d_ij = _distances(pos, cells, self._list)  # all of the list, up to cutoff + skin
+        offset = _offsets(cells, self._list)  # (E, 3)
+        d_ij = _distances(pos, self._list.edge_index, offset)  # (E,), up to cutoff + skin
         if (d_ij == 0).any():
             pair = self._list.edge_index[:, d_ij == 0][:, 0].tolist()
             raise ValueError(f"pos: expected distinct positions, got atoms {pair} in one place")
-        in_range = (d_ij < self.cutoff).nonzero().squeeze(1)  # twice as fast as a mask
-        return self._list.edge_index.index_select(1, in_range), d_ij.index_select(0, in_range)
-
-    def edges_and_offsets(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the edges, (2, E), and the lattice vectors S C that r_j is to be moved by, (E, 3).
-
-        Arguments and errors are those of `forward`.
-        """
-        self(pos, batch)
-        in_range = (
-            (
-                _distances(pos, self._cells_of(pos, len(self._list.cells))[0], self._list)
-                < self.cutoff
-            )
-            .nonzero()
-            .squeeze(1)
-        )
-        shifts = self._list.shifts.split(self._list.num_edges)
-        offset = torch.cat([S @ cell for S, cell in zip(shifts, self._list.cells, strict=True)])
-        return self._list.edge_index.index_select(1, in_range), offset.index_select(0, in_range)
+        return (d_ij < self.cutoff).nonzero().squeeze(1), d_ij, offset  # twice as fast as a mask
 
     def __getstate__(self) -> dict[str, object]:
         """Return what is copied or pickled: the cells without the history of their gradient."""
@@ -203,10 +198,13 @@ class PeriodicGraph(nn.Module):
         self.num_builds += 1
 
 
-def _distances(pos: Tensor, cells: Tensor, edges: _EdgeList) -> Tensor:
-    j, i = edges.edge_index
+def _offsets(cells: Tensor, edges: _EdgeList) -> Tensor:
     shifts = edges.shifts.split(edges.num_edges)
-    offset = torch.cat([S @ cell for S, cell in zip(shifts, cells, strict=True)])  # (E, 3)
+    return torch.cat([S @ cell for S, cell in zip(shifts, cells, strict=True)])  # (E, 3)
+
+
+def _distances(pos: Tensor, edge_index: Tensor, offset: Tensor) -> Tensor:
+    j, i = edge_index
     r_ij = pos.index_select(0, j) - pos.index_select(0, i) + offset  # three times as fast as pos[j]
     return torch.linalg.vector_norm(r_ij, dim=1)  # (E,)
 

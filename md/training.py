@@ -137,18 +137,8 @@ def evaluate(
         forces.append(force.cpu().double())
     energy, force, target = torch.cat(energies), torch.cat(forces), data.take(frames, torch.float64)
     e, f = energy - target.energies, force - target.forces
-    errors = Errors(
-        *(
-            float(x)
-            for x in (
-                e.abs().mean(),
-                f.abs().mean(),
-                e.square().mean().sqrt(),
-                f.square().mean().sqrt(),
-            )
-        )
-    )
-    return errors, energy, force
+    means = e.abs().mean(), f.abs().mean(), e.square().mean().sqrt(), f.square().mean().sqrt()
+    return Errors(*map(float, means)), energy, force
 
 
 def _dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
@@ -192,6 +182,7 @@ class Trainer:
         self.steps_per_epoch = len(train) // settings.batch_size
         self.epoch, self.seconds, self.best, self.since_best = 0, 0.0, math.inf, 0
         self.history: list[dict[str, float]] = []
+        self._started: float | None = None
 
     def _check(self, num_train: int, num_validation: int, settings: Settings) -> None:
         if not 1 <= settings.batch_size <= num_train:
@@ -217,18 +208,23 @@ class Trainer:
                 bar.update()
                 bar.set_postfix({k: f"{v:.3g}" for k, v in self.history[-1].items()})
         except KeyboardInterrupt:
+            if not self.history:  # not even one epoch: keep what there is
+                self._keep(evaluate(self.ema, self.data, self.validation)[0], math.nan)
             bar.write(f"interrupted in epoch {self.epoch}: the epochs before it are in {self.out}")
         finally:
             bar.close()
 
     def _progress(self, step: int) -> float:
         if self.settings.minutes:
-            return min(1.0, (self.seconds + self._elapsed()) / (60 * self.settings.minutes))
+            spent = torch.tensor(self.seconds + self._elapsed(), device=self.weights[0].device)
+            if self.world > 1:
+                dist.broadcast(spent, 0)  # all processes go by the clock of the first
+            return min(1.0, spent.item() / (60 * self.settings.minutes))
         done = self.epoch * self.steps_per_epoch + step
         return done / (self.settings.epochs * self.steps_per_epoch)
 
     def _elapsed(self) -> float:
-        return time.perf_counter() - self._started if hasattr(self, "_started") else 0.0
+        return 0.0 if self._started is None else time.perf_counter() - self._started
 
     def _is_stale(self) -> bool:
         return 0 < self.settings.patience <= self.since_best
@@ -238,17 +234,17 @@ class Trainer:
         self._started = time.perf_counter()
         generator = torch.Generator().manual_seed(1_000_003 * self.settings.seed + self.epoch)
         order = self.train[torch.randperm(len(self.train), generator=generator)]
-        total = 0.0
+        losses = []
         for step in range(self.steps_per_epoch):
             if self.settings.minutes and self._progress(step) >= 1:
                 break
             frames = order[step * self.settings.batch_size :][: self.settings.batch_size]
-            total += self._step(step, frames[self.rank :: self.world])
+            losses.append(self._step(step, frames[self.rank :: self.world]))
         self.epoch += 1
         errors, *_ = evaluate(self.ema, self.data, self.validation)
         self.seconds += self._elapsed()
         self._started = time.perf_counter()
-        self._keep(errors, total / self.steps_per_epoch)
+        self._keep(errors, sum(losses) / max(1, len(losses)))
 
     def _step(self, step: int, frames: Tensor) -> float:
         dtype, device = _dtype_and_device(self.model)
@@ -276,15 +272,9 @@ class Trainer:
                  + 3 * self.settings.rho_forces * errors.force_rmse**2)  # fmt: skip
         self.since_best = 0 if score < self.best else self.since_best + 1
         self.best = min(self.best, score)
-        self.history.append(
-            {
-                "epoch": self.epoch,
-                "seconds": self.seconds,
-                "loss": loss,
-                "energy_mae": errors.energy_mae,
-                "force_mae": errors.force_mae,
-            }
-        )
+        row = {"epoch": self.epoch, "seconds": self.seconds, "loss": loss}
+        maes = {"energy_mae": errors.energy_mae, "force_mae": errors.force_mae}
+        self.history.append(row | maes)
         if self.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
             self.save(self.out / "last.pt")

@@ -21,6 +21,7 @@ from md.analysis import (
     energy_trace_figure,
     g_of_r_figure,
     kinetic_energy_density,
+    learning_curve_figure,
     mean_absolute_error,
     pair_distance_distribution,
     pair_distances,
@@ -289,3 +290,12 @@ ERRORS = [
 def test_errors_name_the_argument(attempt, message):
     with pytest.raises(ValueError, match=message):
         attempt()
+
+
+def test_learning_curve_figure_shows_the_history():
+    history = {"epoch": [1, 2, 3], "loss": [4.0, 2.0, 1.0], "energy_mae": [3.0, 2.0, 1.0],
+               "force_mae": [9.0, 6.0, 3.0]}  # fmt: skip
+    axes = learning_curve_figure(history, "eV").axes
+    for ax, name in zip(axes, ("loss", "energy_mae", "force_mae"), strict=True):
+        np.testing.assert_array_equal(ax.lines[0].get_ydata(), history[name])
+    assert axes[1].get_ylabel() == "energy MAE (eV)"

@@ -472,3 +472,15 @@ def test_vectors_of_directions_that_are_not_periodic_play_no_part():
 def test_wrong_positions_are_errors(pos, batch, error, message):
     with pytest.raises(error, match=message):
         PeriodicGraph(1.0).set_cells(EYE)(pos, torch.tensor(batch))
+
+
+def test_edges_and_offsets_give_the_lengths():
+    pos = 3 * torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    batch = torch.zeros(5, dtype=torch.int64)
+    graph = PeriodicGraph(4.0).set_cells(2.5 * torch.eye(3, dtype=torch.float64).unsqueeze(0))
+    edge_index, d_ij = graph(pos, batch)
+    j, i = edge_index
+    edges, offset = graph.edges_and_offsets(pos, batch)
+    assert torch.equal(edges, edge_index)
+    torch.testing.assert_close((pos[j] + offset - pos[i]).norm(dim=1), d_ij)
+    assert offset.abs().max() >= 2.5

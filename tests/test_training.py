@@ -336,6 +336,17 @@ def test_interrupted_run_leaves_a_checkpoint(data, tmp_path, monkeypatch):
     assert read_checkpoint(tmp_path / "last.pt")["epoch"] == 2
 
 
+def test_run_interrupted_at_once_leaves_a_checkpoint_too(data, tmp_path, monkeypatch):
+    trainer = trainer_for(data, tmp_path, epochs=9, batch_size=4)
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "_step", interrupt)
+    trainer.run(progress=False)
+    assert load_model(tmp_path / "best.pt").cutoff == SIZES.cutoff
+
+
 def test_nan_stops_with_the_batch_named(data, tmp_path):
     trainer = trainer_for(data, tmp_path, epochs=9, batch_size=4)
     with torch.no_grad():
@@ -399,14 +410,25 @@ def test_command_writes_what_it_promises(tmp_path, capsys):
     assert "force MAE" in capsys.readouterr().out
 
 
+def run_two_processes(*command: str) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*torchrun, "-m", "md.training", *command],
+                   check=True, env=environment, capture_output=True, timeout=120)  # fmt: skip
+
+
+def test_two_processes_keep_to_one_clock(tmp_path):
+    np.savez(tmp_path / "data.npz", **arrays())
+    flags = [*FLAGS, "--epochs=100000", "--minutes=0.05", "--out", str(tmp_path / "run")]
+    run_two_processes(str(tmp_path / "data.npz"), *flags)
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["epoch"] > 1
+
+
 def test_two_processes_give_the_result_of_one(tmp_path):
     np.savez(tmp_path / "data.npz", **arrays())
     command = [str(tmp_path / "data.npz"), *FLAGS, "--float64", "--out"]
     main([*command, str(tmp_path / "one")])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([*torchrun, "-m", "md.training", *command, str(tmp_path / "two")],
-                   check=True, env=environment, capture_output=True)  # fmt: skip
+    run_two_processes(*command, str(tmp_path / "two"))
     one, two = (read_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=1e-5, atol=1e-7)
