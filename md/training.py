@@ -200,6 +200,7 @@ class Trainer:
 
     def run(self, progress: bool = True) -> None:
         """Train until the epochs or the minutes are over; Ctrl-C ends early and saves."""
+        self._started = time.perf_counter()
         bar = tqdm(total=self.settings.epochs, initial=self.epoch, unit="epoch",
                    disable=not progress or self.rank > 0)  # fmt: skip
         try:
@@ -212,6 +213,7 @@ class Trainer:
                 self._keep(evaluate(self.ema, self.data, self.validation)[0], math.nan)
             bar.write(f"interrupted in epoch {self.epoch}: the epochs before it are in {self.out}")
         finally:
+            self.seconds, self._started = self.seconds + self._elapsed(), None
             bar.close()
 
     def _progress(self, step: int) -> float:
@@ -231,7 +233,8 @@ class Trainer:
 
     def run_epoch(self) -> None:
         """Visit every training frame once, in an order that the seed decides; validate; save."""
-        self._started = time.perf_counter()
+        if self._started is None:
+            self._started = time.perf_counter()
         generator = torch.Generator().manual_seed(1_000_003 * self.settings.seed + self.epoch)
         order = self.train[torch.randperm(len(self.train), generator=generator)]
         losses = []

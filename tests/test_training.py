@@ -362,10 +362,24 @@ def test_early_stopping(data, tmp_path):
     assert trainer.epoch == 2
 
 
-def test_minutes_are_a_budget(data, tmp_path):
+def test_minutes_are_a_budget_that_also_pays_for_saving(data, tmp_path, monkeypatch):
+    now = [0.0]
+
+    def read_the_clock() -> float:
+        now[0] += 0.01  # every look at the clock takes ten milliseconds
+        return now[0]
+
+    monkeypatch.setattr("md.training.time.perf_counter", read_the_clock)
     trainer = trainer_for(data, tmp_path, epochs=100_000, minutes=2 / 60, batch_size=4)
+    save = trainer.save
+
+    def slow_save(path: Path) -> None:
+        save(path)
+        now[0] += 0.03
+
+    monkeypatch.setattr(trainer, "save", slow_save)
     trainer.run(progress=False)
-    assert 1.9 < trainer.seconds < 4
+    assert 2 <= trainer.seconds <= now[0] < 2.2
     assert trainer.optimizer.param_groups[0]["lr"] < 1e-4  # the schedule ends with the budget
 
 
