@@ -13,6 +13,7 @@ NBCONVERT = $(BIN)/jupyter nbconvert --log-level=WARN
 FALLBACK = the graph is built without it, with the same edges
 
 export AUTHOR MATRICULATION COURSE
+unexport VIRTUAL_ENV  # another environment may be active; IPython would warn of it
 
 .PHONY: report md test notebook lint clean
 .DELETE_ON_ERROR:

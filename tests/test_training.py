@@ -379,7 +379,7 @@ def test_minutes_are_a_budget_that_also_pays_for_saving(data, tmp_path, monkeypa
 
     monkeypatch.setattr(trainer, "save", slow_save)
     trainer.run(progress=False)
-    assert 2 <= trainer.seconds <= now[0] < 2.2
+    assert 2 <= trainer.seconds <= now[0] < 2.4
     assert trainer.optimizer.param_groups[0]["lr"] < 1e-4  # the schedule ends with the budget
 
 
