@@ -19,15 +19,14 @@ import torch
 
 from fake_data import lattice_sites
 from md.command import main as train
-from md.dynamics import langevin_baoab, lennard_jones, maxwell_boltzmann, run, start
+from md.dynamics import State, langevin_baoab, lennard_jones, maxwell_boltzmann, run, start
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SCHNET_DATA", ROOT.parent / "shared" / "data"))
 UNITS = {"ethanol": ("meV", "meV/Å", 1000.0), "cluster": ("10⁻³ ε", "10⁻³ ε/σ", 1000.0)}
 FLAGS = {
-    "ethanol": ["--minutes=28.5", "--epochs=3000", "--compile", "--rho-energy=0.05",
-                "--num-validation=30"],
-    "cluster": ["--minutes=5", "--epochs=3000", "--batch-size=20", "--lr=0.003", "--cutoff=4",
+    "ethanol": ["--minutes=28.5", "--lr=0.003", "--rho-energy=0.05", "--num-validation=30"],
+    "cluster": ["--minutes=5", "--batch-size=20", "--lr=0.003", "--cutoff=4",
                 "--dim-embedding=32", "--num-filters=32", "--num-interactions=2", "--rho-energy=1"],
 }  # fmt: skip
 
@@ -38,10 +37,13 @@ def cluster_data(path: Path, temperature: float = 0.15) -> Path:
     masses, force_fn = torch.ones(7, dtype=torch.float64), lennard_jones()
     velocities = maxwell_boltzmann(masses, temperature, 64, generator)
     state = start(force_fn, lattice_sites(7).double().repeat(64, 1, 1), velocities, masses)
-    state, _ = run(lambda s: langevin_baoab(force_fn, s, 0.005, temperature, 1.0, generator),
-                   state, 4000, every=4000, progress=False)  # fmt: skip
-    _, frames = run(lambda s: langevin_baoab(force_fn, s, 0.005, temperature, 1.0, generator),
-                    state, 6400, every=200, progress=False)  # fmt: skip
+
+    def step(state: State) -> State:
+        return langevin_baoab(force_fn, state, 0.005, temperature, 1.0, generator)
+
+    # the cluster starts on a cubic lattice, and needs a while to find its own shape
+    state, _ = run(step, state, 30_000, every=30_000, progress=False)
+    _, frames = run(step, state, 6400, every=200, progress=False)
     R = frames.positions.transpose(0, 1).reshape(-1, 7, 3)  # replica after replica: (2048, 7, 3)
     energies, forces = force_fn(R)
     split = np.arange(len(R)) >= 1024  # half of the replicas to train on, the others to test

@@ -16,6 +16,7 @@ from torch import Tensor
 from md.analysis import learning_curve_figure, parity_figure
 from md.data import Dataset, check_units, load
 from md.training import (
+    ENGINES,
     Settings,
     Sizes,
     Trainer,
@@ -37,7 +38,8 @@ HELP = {
     "ema_decay": "decay of the running average of the weights, which is what is kept",
     "clip_norm": "largest norm of the gradient; 0: no limit",
     "patience": "stop after so many epochs without a better validation loss; 0: never",
-    "compile": "compile the training step: needs a C++ compiler, faster after half a minute",
+    "engine": "spline: filters from tables, fast on a CPU; plain: the network itself; compiled: "
+    "the same by way of a C++ compiler",
     "seed": "seed of weights, split and order",
     "dim_embedding": "features of an atom",
     "num_filters": "width of the filters",
@@ -56,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
         "history.csv and figures.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    result.add_argument("data", type=Path, help=".npz, .pt, or a file that ASE reads (.extxyz)")
+    result.add_argument("data", type=Path, help=".npz, .pt, a file that ASE reads (.extxyz), or "
+                        "'md17:revised ethanol', which is downloaded")  # fmt: skip
     result.add_argument("--out", type=Path, required=True, help="folder for all results")
     result.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
     result.add_argument(
@@ -70,11 +73,9 @@ def parser() -> argparse.ArgumentParser:
     for group in (Settings, Sizes):
         for field in fields(group):
             flag, text = "--" + field.name.replace("_", "-"), HELP[field.name]
-            if field.type == "bool":
-                result.add_argument(flag, action="store_true", help=text)
-            else:
-                kind = {"int": int, "float": float}[str(field.type)]
-                result.add_argument(flag, type=kind, default=field.default, help=text)
+            kind = {"int": int, "float": float, "str": str}[str(field.type)]
+            choices = ENGINES if field.name == "engine" else None
+            result.add_argument(flag, type=kind, default=field.default, choices=choices, help=text)
     return result
 
 

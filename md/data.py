@@ -18,8 +18,10 @@ from torch import Tensor
 from md.neighbors import PeriodicGraph
 from schnet_helpers import RadiusInteractionGraph
 
-NAMES = ({"pos": "R", "energies": "E", "forces": "F"},
+NAMES = ({"pos": "R", "energies": "E", "forces": "F", "z": "z"},
+         {"pos": "coords", "energies": "energies", "forces": "forces", "z": "nuclear_charges"},
          {"pos": "positions", "energies": "e_pot", "forces": "forces"})  # fmt: skip
+MD17 = "md17:"  # what a data set that is downloaded begins with
 UNIT_FACTOR = 3.0  # eV and kcal/mol differ by 23, eV and Hartree by 27
 
 
@@ -152,16 +154,21 @@ class FrameEdges:
 def load(path: str | Path) -> Dataset:
     """Read a dataset; the file's ending decides how.
 
-    `.npz` and `.pt` hold `R, E, F, z` (MD17's names) or `positions, e_pot, forces` (one atom type,
-    Z = 1), of shape (T, n, 3), (T,) or (T, 1), (T, n, 3) and (n,); or `n_atoms` (T,) and `R, F, z`
-    of all frames one after the other. `cell` (T, 3, 3) and `split` (T,) are taken where they are.
-    Everything else is read by ASE, with the energies and forces that the file holds.
+    `.npz` and `.pt` hold `R, E, F, z` (MD17's names), `coords, energies, forces, nuclear_charges`
+    (revised MD17's), or `positions, e_pot, forces` (one atom type, Z = 1), of shape (T, n, 3), (T,)
+    or (T, 1), (T, n, 3) and (n,); or `n_atoms` (T,) and `R, F, z` of all frames one after the
+    other. `cell` (T, 3, 3) and `split` (T,) are taken where they are. Everything else is read by
+    ASE, with the energies and forces that the file holds. `md17:revised ethanol`, or another of
+    the names in PyG's `MD17`, is downloaded to the folder `md17` once; it is in kcal/mol and Å.
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ConnectionError: if a data set can't be downloaded.
         KeyError: if an array is missing; the message names it.
         ValueError: if the file holds something else than plain arrays, or bad values.
     """
+    if str(path).startswith(MD17):
+        return _from_md17(str(path).removeprefix(MD17))
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: expected a data file, got {path}, which does not exist")
@@ -170,6 +177,20 @@ def load(path: str | Path) -> Dataset:
     if path.suffix in (".pt", ".pth"):
         return _from_arrays({key: torch.as_tensor(x) for key, x in _read_pt(path).items()})
     return _from_ase(path)
+
+
+def _from_md17(name: str, root: str = "md17") -> Dataset:
+    """Let PyG download, and read the file itself: PyG rounds energies to float32, 0.3 meV off."""
+    from torch_geometric import datasets
+
+    names = [name for name in datasets.MD17.file_names if "CCSD" not in name]  # one file each
+    if name not in names:
+        raise ValueError(f"path: expected {MD17} and one of {names}, got {name!r}")
+    try:
+        raw = datasets.MD17(root, name).raw_paths[0]
+    except OSError as error:
+        raise ConnectionError(f"path: expected to download {name!r}, got {error}") from error
+    return _from_arrays(_read_npz(Path(raw)))
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
@@ -191,18 +212,16 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
 def _from_arrays(arrays: dict[str, Tensor]) -> Dataset:
     names = next((names for names in NAMES if names["pos"] in arrays), NAMES[0])
     missing = [key for key in names.values() if key not in arrays]
-    if names is NAMES[0] and "z" not in arrays:
-        missing.append("z")
     if missing:
         raise KeyError(f"data: expected the arrays {missing}, got only {sorted(arrays)}")
     pos, energies, forces = (arrays[names[key]] for key in ("pos", "energies", "forces"))
     if "n_atoms" in arrays:
-        n_atoms, z = arrays["n_atoms"], arrays["z"]
+        n_atoms, z = arrays["n_atoms"], arrays[names["z"]]
     elif pos.ndim != 3 or pos.shape[2] != 3:
         raise ValueError(f"{names['pos']}: expected shape (T, n, 3), got {tuple(pos.shape)}")
     else:
         n_atoms = torch.full((pos.shape[0],), pos.shape[1])
-        z = arrays.get("z", torch.ones(pos.shape[1])).flatten()
+        z = arrays.get(names.get("z", "z"), torch.ones(pos.shape[1])).flatten()
         if forces.shape != pos.shape or len(z) != pos.shape[1]:
             raise ValueError(
                 f"{names['forces']}, z: expected {tuple(pos.shape)} and ({pos.shape[1]},) as "

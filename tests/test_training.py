@@ -90,6 +90,30 @@ def test_names_of_the_follow_up_sheet(tmp_path, suffix):
     assert_equal(data.energies, energies.flatten().double())
 
 
+def test_md17_is_read_from_what_pyg_downloads_without_loss_of_digits(tmp_path, monkeypatch):
+    source, raw = arrays(), tmp_path / "md17" / "raw" / "rmd17" / "npz_data"
+    raw.mkdir(parents=True)  # what is there already is not downloaded
+    np.savez(raw / "rmd17_ethanol.npz", nuclear_charges=source["z"], coords=source["R"],
+             energies=source["E"] - 97_000, forces=source["F"])  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    data = load("md17:revised ethanol")
+    assert data.z[:7].tolist() == source["z"].tolist()
+    assert_equal(data.energies, torch.from_numpy(source["E"]) - 97_000, atol=1e-9)
+    assert_equal(data.forces.view(-1, 7, 3), torch.from_numpy(source["F"]))
+
+
+def test_md17_that_does_not_exist_or_cannot_be_downloaded(tmp_path, monkeypatch):
+    def no_network(*_: object) -> None:
+        raise OSError("there is no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch_geometric.datasets.md17.download_url", no_network)
+    with pytest.raises(ConnectionError, match=r"path: .* got there is no network"):
+        load("md17:revised ethanol")
+    with pytest.raises(ValueError, match=r"path: .*one of \['benzene', .*got 'caffeine'"):
+        load("md17:caffeine")
+
+
 def test_extxyz_with_frames_of_different_sizes(tmp_path):
     ase = pytest.importorskip("ase")
     from ase.calculators.singlepoint import SinglePointCalculator
@@ -156,12 +180,23 @@ def test_periodic_frames_see_their_images(data):
     assert (energy - isolated).abs().min() > 1e-3
 
 
+def test_tables_give_the_same_weights(data, tmp_path):
+    settings = {"epochs": 3, "batch_size": 4}
+    plain = trainer_for(data, tmp_path / "plain", **settings, engine="plain")
+    tables = trainer_for(data, tmp_path / "tables", **settings)
+    before = [weight.detach().clone() for weight in plain.weights]
+    for trainer in (plain, tables):
+        trainer.run(progress=False)
+    for a, b, start in zip(plain.weights, tables.weights, before, strict=True):
+        assert (a - b).norm() < 0.02 * (a - start).norm()
+
+
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_step_gives_the_same_weights(data, tmp_path):
     settings = {"epochs": 2, "batch_size": 4}
-    plain = trainer_for(data, tmp_path / "plain", **settings)
-    compiled = trainer_for(data, tmp_path / "compiled", **settings, compile=True)
+    plain = trainer_for(data, tmp_path / "plain", **settings, engine="plain")
+    compiled = trainer_for(data, tmp_path / "compiled", **settings, engine="compiled")
     for trainer in (plain, compiled):
         trainer.run(progress=False)
     for a, b in zip(plain.weights, compiled.weights, strict=True):
@@ -428,12 +463,12 @@ def run_two_processes(*command: str) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([*torchrun, "-m", "md.training", *command],
-                   check=True, env=environment, capture_output=True, timeout=120)  # fmt: skip
+                   check=True, env=environment, capture_output=True, timeout=600)  # fmt: skip
 
 
 def test_two_processes_keep_to_one_clock(tmp_path):
     np.savez(tmp_path / "data.npz", **arrays())
-    flags = [*FLAGS, "--epochs=100000", "--minutes=0.05", "--out", str(tmp_path / "run")]
+    flags = [*FLAGS, "--epochs=100000", "--minutes=0.02", "--out", str(tmp_path / "run")]
     run_two_processes(str(tmp_path / "data.npz"), *flags)
     assert read_checkpoint(tmp_path / "run" / "last.pt")["epoch"] > 1
 

@@ -1,0 +1,280 @@
+"""The same SchNet with its filters tabulated: fast, for inference and for training.
+
+W(d) C(d), the filter of an interaction block times the cutoff function, depends on one number, the
+distance. A cubic Hermite table of it takes the place of the filter network, built from the very
+weights of the block; the loops of `md.kernels` join it with the sum over neighbours.
+
+Axes:   N atoms, B samples, E directed edges j -> i, F features, K intervals of a table.
+Units:  those of the model.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from md.neighbors import PeriodicGraph
+from md.potential import by_autograd
+from md.spline_passes import Graph, Network, make_graph, with_differences
+from schnet_helpers import (
+    RadiusInteractionGraph,
+    SchNet,
+    get_batch_dimensions,
+    spread_atomic_numbers,
+)
+
+try:
+    from md import kernels
+except ImportError:  # no numba: the plain network does it all
+    kernels = None
+
+MIN_INTERVALS, MAX_INTERVALS = 64, 2**15
+TOLERANCES = {torch.float32: 4e-6, torch.float64: 1e-10}
+
+
+class _Convolve(torch.autograd.Function):
+    """y_i = Σ_e x_j ∘ W(e): (N, F), with derivatives of any order by x, w and the table."""
+
+    @staticmethod
+    def forward(ctx, x, w, table, edges):
+        ctx.save_for_backward(x, w, table)
+        ctx.edges, y = edges, torch.empty_like(x)
+        x, w, table = (t.detach().contiguous().numpy() for t in (x, w, table))
+        kernels.convolve(x, table, edges.knot, w, *edges.by_receiver, edges.sender, y.numpy())
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w, table = ctx.saved_tensors
+        edges, (need_x, need_w, need_table, _) = ctx.edges, ctx.needs_input_grad
+        return (
+            _Convolve.apply(g, w, table, edges.reversed()) if need_x else None,
+            _EdgeProducts.apply(g, x, table, edges) if need_w else None,
+            _TableGradient.apply(g, x, w, edges, len(table)) if need_table else None,
+            None,
+        )
+
+
+class _EdgeProducts(torch.autograd.Function):
+    """The derivative of Σ_i g_i · y_i by w: (E, 4)."""
+
+    @staticmethod
+    def forward(ctx, g, x, table, edges):
+        ctx.save_for_backward(g, x, table)
+        ctx.edges, out = edges, x.new_empty(len(edges.knot), 4)
+        g, x, table = (t.detach().contiguous().numpy() for t in (g, x, table))
+        kernels.edge_products(g, x, table, edges.knot, edges.receiver, edges.sender, out.numpy())
+        return out
+
+    @staticmethod
+    def backward(ctx, u):
+        g, x, table = ctx.saved_tensors
+        edges, (need_g, need_x, need_table, _) = ctx.edges, ctx.needs_input_grad
+        return (
+            _Convolve.apply(x, u, table, edges) if need_g else None,
+            _Convolve.apply(g, u, table, edges.reversed()) if need_x else None,
+            _TableGradient.apply(g, x, u, edges, len(table)) if need_table else None,
+            None,
+        )
+
+
+class _TableGradient(torch.autograd.Function):
+    """The derivative of Σ_i g_i · y_i by the table: (K + 1, 3 F)."""
+
+    @staticmethod
+    def forward(ctx, g, x, w, edges, num_knots):
+        ctx.save_for_backward(g, x, w)
+        ctx.edges = edges
+        parts = x.new_empty(kernels.num_parts(), num_knots, 3 * x.shape[1])
+        g, x, w = (t.detach().contiguous().numpy() for t in (g, x, w))
+        kernels.table_gradient(g, x, edges.knot, w, edges.receiver, edges.sender, parts.numpy())
+        return parts.sum(dim=0)
+
+    @staticmethod
+    def backward(ctx, table):
+        g, x, w = ctx.saved_tensors
+        edges, (need_g, need_x, need_w, *_) = ctx.edges, ctx.needs_input_grad
+        return (
+            _Convolve.apply(x, w, table, edges) if need_g else None,
+            _Convolve.apply(g, w, table, edges.reversed()) if need_x else None,
+            _EdgeProducts.apply(g, x, table, edges) if need_w else None,
+            None,
+            None,
+        )
+
+
+class SplineSchNet(SchNet):
+    """A `SchNet` whose filters are read from tables; it shares the weights of the one it is given.
+
+    It is called the same way and gives the same energies and forces, to the tables' tolerance. A
+    table has so many intervals that the filters and their slopes deviate by less than `tolerance`
+    times their largest value, and is built anew as soon as the weights differ. On a GPU, or without
+    numba, it computes as the plain network does, and says so once.
+
+    Args:
+        model: the network.
+        tolerance: of the tables; 0 for that of the dtype: 4e-6 in float32, 1e-10 in float64.
+
+    Raises:
+        TypeError: if `model` is no `SchNet`.
+        ValueError: if `tolerance` is negative, or cannot be kept with `MAX_INTERVALS`.
+    """
+
+    def __init__(self, model: SchNet, tolerance: float = 0.0) -> None:
+        if not isinstance(model, SchNet):
+            raise TypeError(f"model: expected a SchNet, got {type(model).__name__}")
+        if not 0 <= tolerance < 1:
+            raise ValueError(f"tolerance: expected a number >= 0, below 1, got {tolerance}")
+        self.__dict__.update(model.__dict__)  # the same modules: the weights are shared
+        self._modules = dict(model._modules)
+        self.tolerance = tolerance
+        self._weights: list[Tensor] = []  # those that the tables were made of
+        self._tables: list[Tensor] = []
+        self.num_intervals = 0
+
+    def atomic_energies(self, z: Tensor, edge_index: Tensor, d_ij: Tensor) -> Tensor:
+        """Return the energy of each atom, (N, 1), from z (N, 1), edges (2, E), lengths (E,)."""
+        if not self._applies(d_ij):
+            return super().atomic_energies(z, edge_index, d_ij)
+        x, tables = self.embedding(z), self.tables()
+        edges, w = _hermite(d_ij, edge_index, len(x), self.cutoff, self.num_intervals)
+        for block, table in zip(self.interactions, tables, strict=True):
+            y = _Convolve.apply(block.conv.lin1(x), w, table, edges)
+            x = x + block.lin(block.act(block.conv.lin2(y)))
+        return self.readout(x)
+
+    def energy_and_forces(self, z: Tensor, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return energies (B, 1) and forces (N, 3), without the graph of either: the fast way.
+
+        Arguments and errors are those of the call.
+        """
+        graph = self.interaction_graph
+        if not self._applies(pos) or type(graph) not in (RadiusInteractionGraph, PeriodicGraph):
+            return by_autograd(self, z, pos, batch)
+        batch_size, _ = get_batch_dimensions(batch)
+        self._expect_type_and_device(z, pos)
+        with torch.no_grad():
+            x = self.embedding(spread_atomic_numbers(z, batch, batch_size).to(pos.dtype))
+            if isinstance(graph, PeriodicGraph):
+                edge_index, offset = graph.edges_and_offsets(pos, batch)
+            else:
+                edge_index, _ = graph(pos, batch)
+                offset = pos.new_zeros(1, 3).expand(edge_index.shape[1], 3)
+            tables = self.tables()
+            edges = make_graph(pos, edge_index, offset, self.cutoff, self.num_intervals)
+            energy_i, forces = Network(self).energies_and_forces(x, edges, tables)
+            return energy_i.new_zeros(batch_size, 1).index_add(0, batch, energy_i), forces
+
+    def _applies(self, like: Tensor) -> bool:
+        return tables_apply(like.device, like.dtype)
+
+    def tables(self) -> list[Tensor]:
+        """Return the tables of all blocks, (K + 1, 3 F), that belong to the weights as they are."""
+        weights = [p for block in self.interactions for p in block.mlp.parameters()]
+        weights += self.radial_expansion.buffers()
+        stale = len(weights) != len(self._weights) or not all(map(_same, weights, self._weights))
+        with torch.no_grad():
+            if stale:
+                self._weights = [weight.detach().clone() for weight in weights]
+                self._tables = self._tabulate()
+                self.num_intervals = len(self._tables[0]) - 1
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+            tables = filter_tables(self, self.num_intervals)  # the same, and differentiable
+            return [table.to(weights[0].dtype) for table in tables]
+        return self._tables
+
+    def _tabulate(self) -> list[Tensor]:
+        """Return tables that keep the tolerance, made in float64."""
+        dtype, K = self.radial_expansion.mu.dtype, MIN_INTERVALS
+        tolerance = self.tolerance or TOLERANCES[dtype]
+        while K <= MAX_INTERVALS:
+            pairs = zip(filter_tables(self, K), filter_tables(self, 4 * K), strict=True)
+            if max(_deviation(*pair, self.cutoff) for pair in pairs) <= tolerance:
+                return [table.to(dtype).contiguous() for table in filter_tables(self, K)]
+            K *= 2
+        raise ValueError(
+            f"tolerance: expected one that {MAX_INTERVALS} intervals can keep, got {tolerance}"
+        )
+
+
+def filter_tables(model: SchNet, num_intervals: int) -> list[Tensor]:
+    """Return the tables of the filters of each block at K + 1 knots, each (K + 1, 3 F), float64.
+
+    The slopes are forward-mode derivatives of the block's own network times the cutoff function.
+    """
+    expansion, cutoff = model.radial_expansion, model.cutoff
+    gamma, mu = expansion.gamma.double(), expansion.mu.double()
+    d = torch.linspace(0, cutoff, num_intervals + 1, dtype=torch.float64)
+    inside = (d < cutoff).unsqueeze(1)  # the cosine's rounding must not be left at the cutoff
+
+    def filters(mlp: nn.Module, d: Tensor) -> Tensor:
+        e = torch.exp(-gamma * (d.unsqueeze(1) - mu) ** 2)
+        weights = {name: weight.double() for name, weight in mlp.named_parameters()}
+        fade = 0.5 * (torch.cos(math.pi / cutoff * d) + 1)
+        return torch.func.functional_call(mlp, weights, (e,)) * fade.unsqueeze(1) * inside
+
+    tables = []
+    for block in model.interactions:
+        W, dW = torch.func.jvp(partial(filters, block.mlp), (d,), (torch.ones_like(d),))
+        tables.append(with_differences(W, dW, cutoff / num_intervals))
+    return tables
+
+
+def _deviation(table: Tensor, finer: Tensor, cutoff: float) -> float:
+    """Return how far values and slopes of the spline are off those of a table 4 times finer.
+
+    In units of the largest value and of the largest slope. The three points between two knots are
+    close to where the errors are largest: t = 1/2 for values, t = 0.21 for slopes.
+    """
+    spacing, errors = cutoff / (len(table) - 1), []
+    (V, S, D), (exact_W, exact_dW, _) = table.chunk(3, dim=1), finer.chunk(3, dim=1)
+    knots = torch.stack([V[:-1], S[:-1], D[:-1], S[1:]])  # (4, K, F)
+    for quarter in (1, 2, 3):
+        w, dw = hermite_basis(torch.tensor(quarter / 4, dtype=V.dtype), spacing)
+        value, slope = (torch.tensordot(basis, knots, dims=1) for basis in (w, dw))
+        errors.append((value - exact_W[quarter::4]).abs().max() / exact_W.abs().max())
+        errors.append((slope - exact_dW[quarter::4]).abs().max() / exact_dW.abs().max())
+    return float(max(errors))
+
+
+def hermite_basis(t: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
+    """Return the cubic Hermite basis at t in [0, 1] of an interval, (..., 4), and its slope.
+
+    It goes with V_k, S_k, D_k and S_{k+1}; see `md.kernels`.
+    """
+    s = 1 - t
+    w = torch.stack([t * s * s, t * t * (1 + 2 * s), -t * t * s], dim=-1)
+    dw = torch.stack([s * (s - 2 * t), 6 * t * s, t * (t - 2 * s)], dim=-1)
+    one = torch.ones_like(t).unsqueeze(-1)
+    return torch.cat([one, spacing * w], dim=-1), torch.cat([0 * one, dw], dim=-1)
+
+
+@cache
+def tables_apply(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether the tables can be used; where they cannot, say so, once."""
+    ok = kernels is not None and device.type == "cpu" and dtype in TOLERANCES
+    if not ok:
+        why = "numba is not installed" if kernels is None else f"{dtype} on {device}"
+        print(f"No tables of filters ({why}): the plain network is used.", file=sys.stderr)
+    return ok
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+def _hermite(
+    d: Tensor, edge_index: Tensor, num_atoms: int, cutoff: float, K: int
+) -> tuple[Graph, Tensor]:
+    """Return the edges for the kernels, and the Hermite basis (E, 4), differentiable in d."""
+    spacing = cutoff / K
+    knot = (d.detach() / spacing).long().clamp_(max=K - 1)
+    t = (d.double() / spacing - knot).to(d.dtype)  # in float32, d / spacing has lost digits of t
+    w = hermite_basis(t, spacing)[0] * (d < cutoff).unsqueeze(1)
+    sender, receiver = edge_index.numpy()
+    orders = (kernels.sort_edges(atom, num_atoms) for atom in (receiver, sender))
+    return Graph(receiver, sender, *orders, None, knot.numpy(), None, None), w

@@ -1,0 +1,370 @@
+"""The tabulated SchNet against the plain one, and its kernels against finite differences."""
+
+from __future__ import annotations
+
+import copy
+
+import numba
+import numpy as np
+import pytest
+import torch
+from contract import EnergyModelContract, assert_equal, molecules
+from torch import Tensor, nn
+
+from fake_data import fake_trajectory
+from md import kernels, spline
+from md.calculator import ModelCalculator
+from md.data import Dataset
+from md.neighbors import PeriodicGraph
+from md.potential import Standardized, by_autograd, energy_and_forces
+from md.spline import SplineSchNet, _Convolve, _EdgeProducts, _TableGradient
+from md.spline_passes import Graph, SplineForces
+from md.training import FrameForces, Settings, loss_of, make_engine
+from schnet_helpers import ElementEmbedding, RadiusInteractionGraph, SchNet
+
+
+def schnet(dtype: torch.dtype = torch.float64, cutoff: float = 2.5, gamma: float = 4.0) -> SchNet:
+    torch.manual_seed(0)
+    model = SchNet(16, 12, 2, 10, cutoff, gamma, embedding=ElementEmbedding(16))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model.to(dtype)
+
+
+def cluster(dtype: torch.dtype = torch.float64, n: int = 7) -> tuple[Tensor, Tensor, Tensor]:
+    """Return z, pos, batch of four different frames of a cluster of two elements."""
+    pos = fake_trajectory(4, n_atoms=n).positions.reshape(-1, 3).to(dtype)
+    z = torch.tensor([1, 6]).repeat(2 * n).view(-1, 1)
+    return z, pos, torch.arange(4).repeat_interleave(n)
+
+
+class TestSplineSchNetContract(EnergyModelContract):
+    """What holds for every energy model holds for tables."""
+
+    def make_model(self) -> nn.Module:
+        return SplineSchNet(SchNet(16, 16, 2, 10, 2.5, 4.0, embedding=ElementEmbedding(16)))
+
+    def reach_further(self, model: nn.Module, factor: float) -> None:
+        model.interaction_graph = RadiusInteractionGraph(factor * model.cutoff)
+
+
+# The same as the plain network
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
+def test_energies_and_forces_are_those_of_the_plain_network(dtype, tolerance):
+    z, pos, batch = cluster()
+    energy, forces = by_autograd(schnet(), z, pos, batch)
+    model = SplineSchNet(schnet(dtype))
+    for way in (energy_and_forces, by_autograd):
+        e, f = way(model, z, pos.to(dtype), batch)
+        assert e.dtype == f.dtype == dtype
+        assert_equal(e.double(), energy, atol=tolerance * float(energy.abs().max()))
+        assert_equal(f.double(), forces, atol=tolerance * float(forces.square().mean().sqrt()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("rho_energy", "rho_forces"), [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
+def test_gradients_of_the_loss_are_those_of_the_plain_network(dtype, rho_energy, rho_forces):
+    z, pos, _ = cluster(dtype)
+    n_atoms = torch.full((4,), 7)
+    data = Dataset(z.flatten(), pos, torch.randn(4), torch.randn(28, 3), n_atoms)
+    frames, settings = torch.arange(4), Settings(rho_energy=rho_energy, rho_forces=rho_forces)
+    target, edges = data.take(frames, dtype), data.edges(2.5).take(frames, dtype)
+    model = Standardized(schnet(dtype), scale=1.7)
+
+    def gradients(engine: nn.Module) -> list[Tensor]:
+        model.zero_grad()
+        loss = loss_of(*engine(*target[:3], *edges, 4), target, settings)
+        loss.backward()
+        return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+
+    plain, tabulated = gradients(FrameForces(model)), gradients(SplineForces(model, 4096))
+    assert len(plain) == len(tabulated) >= 17
+    for a, b in zip(plain, tabulated, strict=True):
+        tolerance = 1e-8 if dtype == torch.float64 else 1e-3
+        assert float((a - b).norm()) <= tolerance * float(a.norm()) + 1e-12
+        assert b.any() or not a.any()
+
+
+def test_gradients_by_autograd_are_those_of_the_plain_network():
+    z, pos, batch = cluster()
+    plain, gradients = schnet(), []
+    for model in (plain, SplineSchNet(plain)):
+        plain.zero_grad()
+        energy, forces = energy_and_forces(model, z, pos, batch, create_graph=True)
+        (energy.square().sum() + forces.square().sum()).backward()
+        gradients.append([weight.grad.clone() for weight in plain.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert_equal(b, a, atol=1e-8 * float(a.abs().max()))
+
+
+def test_weights_are_shared_and_modules_are_not():
+    plain = schnet()
+    model = SplineSchNet(plain)
+    assert all(a is b for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    model.interaction_graph = RadiusInteractionGraph(1.0)
+    assert plain.interaction_graph.cutoff == 2.5
+
+
+def update_by_optimizer(model: SchNet) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model(*cluster()).sum().backward()
+    optimizer.step()
+
+
+def update_behind_the_back_of_torch(model: SchNet) -> None:
+    for weight in model.parameters():
+        weight.data *= 1.1
+
+
+def update_by_state_dict(model: SchNet) -> None:
+    model.load_state_dict({k: 1.1 * x if "mlp" in k else x for k, x in model.state_dict().items()})
+
+
+@pytest.mark.parametrize(
+    "update", [update_by_optimizer, update_behind_the_back_of_torch, update_by_state_dict]
+)
+def test_tables_are_never_those_of_older_weights(update):
+    plain = schnet()
+    model = SplineSchNet(plain)
+    before, _ = energy_and_forces(model, *cluster())
+    update(plain)
+    energy, _ = energy_and_forces(model, *cluster())
+    assert_equal(energy, plain(*cluster()).detach(), atol=1e-8)
+    assert (energy - before).abs().min() > 1e-3
+
+
+def test_tables_are_made_once_for_the_same_weights(monkeypatch):
+    model, made = SplineSchNet(schnet()), []
+    tabulate = model._tabulate
+    monkeypatch.setattr(model, "_tabulate", lambda: made.append(0) or tabulate())
+    for _ in range(3):
+        energy_and_forces(model, *cluster())
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("gamma", [1.0, 4.0, 100.0])
+def test_tolerance_bounds_filters_and_slopes(gamma):
+    model = SplineSchNet(schnet(gamma=gamma), tolerance=1e-5)
+    with torch.no_grad():
+        tables = model.tables()
+    h = model.cutoff / model.num_intervals
+    for block, table in zip(model.interactions, tables, strict=True):
+        d = torch.linspace(0, model.cutoff - 1e-9, 20_001, dtype=torch.float64)
+
+        def exact(d: Tensor, mlp: nn.Module = block.mlp) -> Tensor:
+            fade = 0.5 * (torch.cos(torch.pi * d / model.cutoff) + 1)
+            return mlp(model.radial_expansion.expand(d)) * fade.unsqueeze(1)
+
+        W, slope = torch.func.jvp(exact, (d,), (torch.ones_like(d),))
+        knot = (d / h).long()
+        basis = spline.hermite_basis(d / h - knot, h)
+        V, S, D = table.chunk(3, dim=1)
+        rows = torch.stack([V[knot], S[knot], D[knot], S[knot + 1]], dim=1)  # (E, 4, F)
+        for w, expected in zip(basis, (W, slope), strict=True):
+            error = (w.unsqueeze(2) * rows).sum(1) - expected
+            assert error.abs().max() < 1.05e-5 * expected.abs().max()
+            assert error.abs().max() > 1e-9 * expected.abs().max()  # control: it is a spline
+
+
+def test_filters_end_at_the_cutoff_with_value_and_slope_zero():
+    for table in SplineSchNet(schnet()).tables():
+        V, S, _ = table.chunk(3, dim=1)
+        assert not V[-1].any() and not S[-1].any()
+        assert V[-2].abs().max() > 0
+
+
+# The kernels
+
+
+def random_graph(num_atoms: int = 5, num_edges: int = 12, K: int = 3) -> Graph:
+    """Return a graph that is not symmetric, with an atom without edges and a double edge."""
+    rng = np.random.default_rng(0)
+    receiver, sender = rng.integers(0, num_atoms - 1, (2, num_edges))
+    receiver[1], sender[1] = receiver[0], sender[0]
+    orders = [kernels.sort_edges(atom, num_atoms) for atom in (receiver, sender)]
+    return Graph(receiver, sender, *orders, None, rng.integers(0, K, num_edges), None, None)
+
+
+def inputs(*shapes: tuple[int, int]) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+def test_convolution_is_the_double_loop():
+    edges, (x, w, table) = random_graph(), inputs((5, 3), (12, 4), (4, 9))
+    expected = torch.zeros(5, 3, dtype=torch.float64)
+    for e, (i, j, k) in enumerate(zip(edges.receiver, edges.sender, edges.knot, strict=True)):
+        rows = [table[k, 0:3], table[k, 3:6], table[k, 6:9], table[k + 1, 3:6]]
+        expected[i] += x[j] * sum(w[e, c] * rows[c] for c in range(4))
+    assert_equal(_Convolve.apply(x, w, table, edges), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
+@pytest.mark.parametrize(
+    ("function", "shapes", "more"),
+    [
+        (_Convolve, [(5, 3), (12, 4), (4, 9)], []),
+        (_EdgeProducts, [(5, 3), (5, 3), (4, 9)], []),
+        (_TableGradient, [(5, 3), (5, 3), (12, 4)], [4]),
+    ],
+)
+def test_derivatives_of_the_kernels(check, function, shapes, more):
+    edges = random_graph()
+    assert check(lambda *tensors: function.apply(*tensors, edges, *more), inputs(*shapes))
+
+
+def test_second_derivatives_by_positions():
+    z, pos, batch = molecules()
+    model = SplineSchNet(schnet()).requires_grad_(False)
+
+    def energy(pos: Tensor) -> Tensor:
+        return model(z, pos, batch)
+
+    assert torch.autograd.gradgradcheck(energy, pos.requires_grad_(), atol=1e-4)
+
+
+def test_directed_edges_beyond_the_cutoff_and_none_at_all():
+    plain = schnet()
+    model, z = SplineSchNet(plain), torch.tensor([[1], [6], [8], [1]])
+    edge_index, d = torch.tensor([[0, 1, 1, 3], [2, 2, 0, 1]]), torch.tensor([0.9, 2.4, 1.3, 2.0])
+    d = d.double()
+    assert_equal(model.atomic_energies(z, edge_index, d), plain.atomic_energies(z, edge_index, d))
+    further = torch.cat([edge_index, torch.tensor([[2, 2], [3, 0]])], dim=1)
+    beyond = torch.cat([d, torch.tensor([2.5, 9.0]).double()])
+    assert_equal(model.atomic_energies(z, further, beyond), model.atomic_energies(z, edge_index, d))
+    none = torch.zeros(2, 0, dtype=torch.int64), torch.zeros(0).double()
+    assert_equal(model.atomic_energies(z, *none), plain.atomic_energies(z, *none))
+
+
+def test_atoms_that_are_alone():
+    model, batch = SplineSchNet(schnet()), torch.arange(3)
+    z, pos = torch.tensor([[1], [6], [8]]), torch.zeros(3, 3).double()
+    energy, forces = energy_and_forces(model, z, pos, batch)
+    assert_equal(energy, schnet()(z, pos, batch).detach())
+    assert energy.shape == (3, 1) and not forces.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_threads_change_nothing_but_round_off_and_two_runs_nothing(dtype):
+    z, pos, batch = cluster(dtype)
+    model = SplineSchNet(schnet(dtype))
+    before, results = numba.get_num_threads(), []
+    for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
+        numba.set_num_threads(threads)
+        twice = [energy_and_forces(model, z, pos, batch) for _ in range(2)]
+        assert all(torch.equal(a, b) for a, b in zip(*twice, strict=True))
+        weights = [model(z, pos, batch).sum() for _ in range(2)]
+        mlp = model.interactions[0].mlp[0].weight
+        grads = [torch.autograd.grad(energy, mlp)[0] for energy in weights]
+        assert torch.equal(*grads)
+        results.append((*twice[0], grads[0]))
+    numba.set_num_threads(before)
+    for one, two in zip(*results, strict=True):
+        assert_equal(one, two, atol=10 * torch.finfo(dtype).eps * float(one.abs().max()))
+
+
+# Where it is used
+
+
+def test_periodic_graph_with_a_skin():
+    torch.manual_seed(0)
+    z, pos = torch.ones(8, 1), 3.0 * torch.rand(8, 3, dtype=torch.float64)
+    batch, cell = torch.zeros(8, dtype=torch.int64), 3.0 * torch.eye(3).double().unsqueeze(0)
+    plain = schnet()
+    plain.interaction_graph = PeriodicGraph(2.5, skin=0.3).set_cells(cell)
+    energy, forces = by_autograd(plain, z, pos, batch)
+    model = SplineSchNet(plain)
+    for way in (energy_and_forces, by_autograd):
+        e, f = way(model, z, pos, batch)
+        assert_equal(e, energy, atol=1e-8)
+        assert_equal(f, forces, atol=1e-8)
+    assert forces.abs().max() > 0.1
+
+
+def test_another_graph_is_taken_as_it_is():
+    class Directed(RadiusInteractionGraph):
+        def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+            edge_index, d_ij = super().forward(pos, batch)
+            keep = edge_index[0] < edge_index[1]
+            return edge_index[:, keep], d_ij[keep]
+
+    plain = schnet()
+    plain.interaction_graph = Directed(2.5)
+    energy, forces = by_autograd(plain, *cluster())
+    e, f = energy_and_forces(SplineSchNet(plain), *cluster())
+    assert_equal(e, energy, atol=1e-8)
+    assert_equal(f, forces, atol=1e-8)
+
+
+def test_calculator_gives_the_same_forces_and_stress():
+    from ase.build import bulk
+
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.1, seed=0)
+    plain = schnet(cutoff=4.0)
+    results = []
+    for model in (plain, SplineSchNet(plain)):
+        atoms.calc = ModelCalculator(Standardized(model))
+        results.append((atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-8)
+
+
+def test_plain_network_where_tables_do_not_apply(monkeypatch, capsys):
+    z, pos, batch = cluster()
+    monkeypatch.setattr(spline, "kernels", None)
+    spline.tables_apply.cache_clear()
+    plain = schnet()
+    energy, forces = energy_and_forces(SplineSchNet(plain), z, pos, batch)
+    assert torch.equal(energy, plain(z, pos, batch))
+    assert torch.equal(forces, by_autograd(plain, z, pos, batch)[1])
+    assert isinstance(make_engine("spline", Standardized(plain)), FrameForces)
+    spline.tables_apply.cache_clear()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["No tables of filters (numba is not installed): the plain network is used."]
+
+
+def test_copies_keep_the_tables_apart():
+    model = SplineSchNet(schnet())
+    before, _ = energy_and_forces(model, *cluster())
+    other = copy.deepcopy(model)
+    update_behind_the_back_of_torch(other)
+    assert (energy_and_forces(other, *cluster())[0] - before).abs().min() > 1e-3
+    assert torch.equal(energy_and_forces(model, *cluster())[0], before)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("way", [SplineSchNet.__call__, energy_and_forces])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"pos": torch.zeros(28, 2).double()}, ValueError, "pos: expected shape"),
+        ({"pos": torch.zeros(28, 3)}, TypeError, "pos: expected dtype torch.float64"),
+        ({"pos": torch.zeros(28, 3).double()}, ValueError, "pos: expected distinct positions"),
+        ({"pos": torch.full((28, 3), torch.nan).double()}, ValueError, "pos: expected finite"),
+        ({"z": torch.ones(5, 1)}, ValueError, "z: expected shape"),
+        ({"z": torch.full((28, 1), 1.5)}, ValueError, "z: expected whole numbers"),
+        ({"batch": torch.arange(28).flip(0)}, ValueError, "batch: expected"),
+    ],
+)
+def test_bad_input_gets_the_errors_of_schnet(way, change, error, message):
+    given = dict(zip(("z", "pos", "batch"), cluster(), strict=True)) | change
+    with pytest.raises(error, match=message):
+        way(SplineSchNet(schnet()), *given.values())
+
+
+def test_bad_arguments():
+    with pytest.raises(TypeError, match="model: expected a SchNet, got Linear"):
+        SplineSchNet(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="tolerance: expected a number >= 0, below 1, got -1"):
+        SplineSchNet(schnet(), tolerance=-1)
+    with pytest.raises(ValueError, match="tolerance: expected one that 32768 intervals can keep"):
+        SplineSchNet(schnet(), tolerance=1e-16)(*cluster())
+    with pytest.raises(ValueError, match=r"engine: expected one of .*, got 'fast'"):
+        make_engine("fast", Standardized(schnet()))
