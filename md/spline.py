@@ -10,6 +10,7 @@ Units:  those of the model.
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from functools import cache, partial
@@ -199,6 +200,15 @@ class SplineSchNet(SchNet):
         raise ValueError(
             f"tolerance: expected one that {MAX_INTERVALS} intervals can keep, got {tolerance}"
         )
+
+
+def tabulated(model: nn.Module) -> nn.Module:
+    """Return the model with a `SplineSchNet` for each `SchNet` in it; the weights are shared."""
+    if isinstance(model, SchNet):
+        return SplineSchNet(model)
+    result = copy.copy(model)
+    result._modules = {name: tabulated(child) for name, child in model.named_children()}
+    return result
 
 
 def filter_tables(model: SchNet, num_intervals: int) -> list[Tensor]:

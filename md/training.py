@@ -223,7 +223,8 @@ class Trainer:
     def run(self, progress: bool = True) -> None:
         """Train until the epochs or the minutes are over; Ctrl-C ends early and saves."""
         self._started = time.perf_counter()
-        bar = tqdm(total=self.settings.epochs, initial=self.epoch, unit="epoch",
+        total = None if self.settings.minutes else self.settings.epochs
+        bar = tqdm(total=total, initial=self.epoch, unit="epoch",
                    disable=not progress or self.rank > 0)  # fmt: skip
         try:
             while self._progress(0) < 1 and not self._is_stale():

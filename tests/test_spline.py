@@ -17,7 +17,7 @@ from md.calculator import ModelCalculator
 from md.data import Dataset
 from md.neighbors import PeriodicGraph
 from md.potential import Standardized, by_autograd, energy_and_forces
-from md.spline import SplineSchNet, _Convolve, _EdgeProducts, _TableGradient
+from md.spline import SplineSchNet, _Convolve, _EdgeProducts, _TableGradient, tabulated
 from md.spline_passes import Graph, SplineForces
 from md.training import FrameForces, Settings, loss_of, make_engine
 from schnet_helpers import ElementEmbedding, RadiusInteractionGraph, SchNet
@@ -107,6 +107,16 @@ def test_weights_are_shared_and_modules_are_not():
     assert model.state_dict().keys() == plain.state_dict().keys()
     model.interaction_graph = RadiusInteractionGraph(1.0)
     assert plain.interaction_graph.cutoff == 2.5
+
+
+def test_a_model_around_the_network_gets_tables_and_keeps_its_weights():
+    plain = Standardized(schnet(), scale=1.7)
+    model = tabulated(plain)
+    assert isinstance(model.model, SplineSchNet) and not isinstance(plain.model, SplineSchNet)
+    assert all(a is b for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+    for a, b in zip(energy_and_forces(model, *cluster()),
+                    by_autograd(plain, *cluster()), strict=True):  # fmt: skip
+        assert_equal(a, b, atol=1e-8)
 
 
 def update_by_optimizer(model: SchNet) -> None:
