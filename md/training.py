@@ -118,7 +118,8 @@ class FrameForces(nn.Module):
 
         def total(pos: Tensor) -> tuple[Tensor, Tensor]:
             d_ij = torch.linalg.vector_norm(pos[j] - pos[i] + offset, dim=1)
-            energy_i = self.model.model.atomic_energies(z.to(pos.dtype), edge_index, d_ij)
+            network = self.model.model  # its filters are computed, even if it has tables of them
+            energy_i = SchNet.atomic_energies(network, z.to(pos.dtype), edge_index, d_ij)
             energy = energy_i.new_zeros(B, 1).index_add(0, batch, energy_i)
             return energy.sum(), energy
 

@@ -119,6 +119,14 @@ def test_a_model_around_the_network_gets_tables_and_keeps_its_weights():
         assert_equal(a, b, atol=1e-8)
 
 
+def test_frames_of_known_edges_are_those_of_the_plain_network():
+    z, pos, batch = cluster()
+    plain, (edge_index, _) = Standardized(schnet()), RadiusInteractionGraph(2.5)(pos, batch)
+    given = z, pos, batch, edge_index, torch.zeros(edge_index.shape[1], 3).double(), 4
+    for a, b in zip(FrameForces(tabulated(plain))(*given), FrameForces(plain)(*given), strict=True):
+        assert torch.equal(a, b)
+
+
 def update_by_optimizer(model: SchNet) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     model(*cluster()).sum().backward()
