@@ -13,28 +13,10 @@ derivatives they are closed. Every sum has a fixed order: the same input gives t
 
 from __future__ import annotations
 
-import math
-
 import numba
-import numpy as np
 from numba import njit, prange
 
-COMPILED = {"cache": True, "fastmath": True, "nogil": True}
-
-
-@njit(**COMPILED)
-def sort_edges(atom, num_atoms):
-    """Return `first` (N + 1,) and `order` (E,) of the edges by atom; a counting sort."""
-    first = np.zeros(num_atoms + 1, np.int64)
-    for e in range(len(atom)):
-        first[atom[e] + 1] += 1
-    for n in range(num_atoms):
-        first[n + 1] += first[n]
-    order, place = np.empty(len(atom), np.int64), first[:-1].copy()
-    for e in range(len(atom)):
-        order[place[atom[e]]] = e
-        place[atom[e]] += 1
-    return first, order
+COMPILED = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 
 
 @njit(parallel=True, **COMPILED)
@@ -53,27 +35,11 @@ def convolve(x, table, knot, w, first, order, other, out):
 
 
 @njit(parallel=True, **COMPILED)
-def convolve_tangent(x, dx, table, knot, w, dw, first, order, other, out):
-    """ẏ_n = Σ_e ẋ_other ∘ W(e) + x_other ∘ Ẇ(e), where Ẇ has the weights ẇ: (N, F)."""
-    F = x.shape[1]
-    for n in prange(len(first) - 1):
-        y = out[n]
-        y[:] = 0
-        for p in range(first[n], first[n + 1]):
-            e = order[p]
-            w0, w1, w2, w3 = w[e, 0], w[e, 1], w[e, 2], w[e, 3]
-            v0, v1, v2, v3 = dw[e, 0], dw[e, 1], dw[e, 2], dw[e, 3]
-            x_j, dx_j = x[other[e]], dx[other[e]]
-            t, u = table[knot[e]], table[knot[e] + 1]
-            for f in range(F):
-                W = w0 * t[f] + w1 * t[F + f] + w2 * t[2 * F + f] + w3 * u[F + f]
-                dW = v0 * t[f] + v1 * t[F + f] + v2 * t[2 * F + f] + v3 * u[F + f]
-                y[f] += dx_j[f] * W + x_j[f] * dW
-
-
-@njit(parallel=True, **COMPILED)
 def convolve_both(x, dx, table, knot, w, dw, first, order, other, out, dout):
-    """y_n of `convolve` and ẏ_n of `convolve_tangent` in one go: twice (N, F)."""
+    """y_n of `convolve` and its tangent ẏ_n = Σ_e ẋ_other ∘ W(e) + x_other ∘ Ẇ(e): twice (N, F).
+
+    Ẇ has the weights ẇ in place of w.
+    """
     F = x.shape[1]
     for n in prange(len(first) - 1):
         y, dy = out[n], dout[n]
@@ -90,32 +56,6 @@ def convolve_both(x, dx, table, knot, w, dw, first, order, other, out, dout):
                 dW = v0 * t[f] + v1 * t[F + f] + v2 * t[2 * F + f] + v3 * u[F + f]
                 y[f] += x_j[f] * W
                 dy[f] += dx_j[f] * W + x_j[f] * dW
-
-
-@njit(parallel=True, **COMPILED)
-def convolve_and_pull(x, g, table, knot, w, dw, first, order, other, out, pull):
-    """Backwards through `convolve` on a symmetric graph whose edges are listed by receiver.
-
-    out_n = Σ_e g_other ∘ W(e), (N, F);  pull_e += Σ_f (g_n x_other + g_other x_n) ∘ W'(e), (E,):
-    the force along the edge that both its directions exert, W' with the weights dw = dw/dd.
-    """
-    F = x.shape[1]
-    for n in prange(len(first) - 1):
-        y, x_n, g_n = out[n], x[n], g[n]
-        y[:] = 0
-        for p in range(first[n], first[n + 1]):
-            e = order[p]
-            w0, w1, w2, w3 = w[e, 0], w[e, 1], w[e, 2], w[e, 3]
-            v0, v1, v2, v3 = dw[e, 0], dw[e, 1], dw[e, 2], dw[e, 3]
-            x_j, g_j = x[other[e]], g[other[e]]
-            t, u = table[knot[e]], table[knot[e] + 1]
-            total = x.dtype.type(0)
-            for f in range(F):
-                W = w0 * t[f] + w1 * t[F + f] + w2 * t[2 * F + f] + w3 * u[F + f]
-                dW = v0 * t[f] + v1 * t[F + f] + v2 * t[2 * F + f] + v3 * u[F + f]
-                y[f] += g_j[f] * W
-                total += (g_n[f] * x_j[f] + g_j[f] * x_n[f]) * dW
-            pull[e] += total
 
 
 @njit(parallel=True, **COMPILED)
@@ -179,36 +119,6 @@ def num_parts() -> int:
 
 
 @njit(**COMPILED)
-def edge_geometry(pos, offset, receiver, sender, spacing, num_intervals, unit, knot, w, dw):
-    """Fill d's direction (E, 3), interval (E,), Hermite basis (E, 4) and its derivative by d.
-
-    The edge leads from r_j + offset to r_i, its direction from i to j. Beyond the table all is 0.
-    """
-    for e in range(len(receiver)):
-        i, j = receiver[e], sender[e]
-        x = np.float64(pos[j, 0]) - pos[i, 0] + offset[e, 0]
-        y = np.float64(pos[j, 1]) - pos[i, 1] + offset[e, 1]
-        z = np.float64(pos[j, 2]) - pos[i, 2] + offset[e, 2]
-        d = math.sqrt(x * x + y * y + z * z)
-        unit[e, 0], unit[e, 1], unit[e, 2] = x / d, y / d, z / d
-        k = int(d / spacing)
-        if k >= num_intervals:
-            knot[e], w[e], dw[e] = 0, 0, 0
-            continue
-        knot[e] = k
-        t = d / spacing - k
-        s = 1 - t
-        w[e, 0] = 1
-        w[e, 1] = spacing * t * s * s
-        w[e, 2] = spacing * t * t * (1 + 2 * s)
-        w[e, 3] = -spacing * t * t * s
-        dw[e, 0] = 0
-        dw[e, 1] = s * (s - 2 * t)
-        dw[e, 2] = 6 * t * s
-        dw[e, 3] = t * (t - 2 * s)
-
-
-@njit(**COMPILED)
 def stretch(unit, direction, receiver, sender, dw, out):
     """ẇ_e = dw_e ḋ_e, (E, 4), when the atoms move with the velocities `direction`, (N, 3)."""
     for e in range(len(receiver)):
@@ -218,12 +128,3 @@ def stretch(unit, direction, receiver, sender, dw, out):
             speed += unit[e, axis] * (direction[j, axis] - direction[i, axis])
         for c in range(4):
             out[e, c] = dw[e, c] * speed
-
-
-@njit(**COMPILED)
-def gather(pull, unit, receiver, out):
-    """F_i = Σ_e pull_e unit_e over the edges that i receives: (N, 3)."""
-    out[:] = 0
-    for e in range(len(receiver)):
-        for axis in range(3):
-            out[receiver[e], axis] += pull[e] * unit[e, axis]

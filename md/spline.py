@@ -16,22 +16,24 @@ import sys
 from functools import cache, partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md.neighbors import PeriodicGraph
 from md.potential import by_autograd
-from md.spline_passes import Graph, Network, make_graph, with_differences
+from md.spline_passes import Graph, Network, with_differences
 from schnet_helpers import (
     RadiusInteractionGraph,
     SchNet,
+    _expect_positions,
     get_batch_dimensions,
     spread_atomic_numbers,
 )
 
 try:
-    from md import kernels
+    from md import fused, kernels
 except ImportError:  # no numba: the plain network does it all
-    kernels = None
+    fused = kernels = None
 
 MIN_INTERVALS, MAX_INTERVALS = 64, 2**15
 TOLERANCES = {torch.float32: 4e-6, torch.float64: 1e-10}
@@ -133,8 +135,9 @@ class SplineSchNet(SchNet):
         self.__dict__.update(model.__dict__)  # the same modules: the weights are shared
         self._modules = dict(model._modules)
         self.tolerance = tolerance
-        self._weights: list[Tensor] = []  # those that the tables were made of
+        self._seen: list[Tensor] = []  # the weights that the following were made of
         self._tables: list[Tensor] = []
+        self._compiled: tuple[object, ...] = ()  # the same for `fused`: weights, tables
         self.num_intervals = 0
 
     def atomic_energies(self, z: Tensor, edge_index: Tensor, d_ij: Tensor) -> Tensor:
@@ -154,39 +157,66 @@ class SplineSchNet(SchNet):
         Arguments and errors are those of the call.
         """
         graph = self.interaction_graph
-        if not self._applies(pos) or type(graph) not in (RadiusInteractionGraph, PeriodicGraph):
+        known = type(graph) in (RadiusInteractionGraph, PeriodicGraph)  # and so symmetric
+        if not (known and self._applies(pos)):
             return by_autograd(self, z, pos, batch)
-        batch_size, _ = get_batch_dimensions(batch)
+        batch_size, n_atoms = get_batch_dimensions(batch)
         self._expect_type_and_device(z, pos)
+        _expect_positions(pos, batch)
         with torch.no_grad():
             x = self.embedding(spread_atomic_numbers(z, batch, batch_size).to(pos.dtype))
-            if isinstance(graph, PeriodicGraph):
-                edge_index, offset = graph.edges_and_offsets(pos, batch)
-            else:
-                edge_index, _ = graph(pos, batch)
-                offset = pos.new_zeros(1, 3).expand(edge_index.shape[1], 3)
-            tables = self.tables()
-            edges = make_graph(pos, edge_index, offset, self.cutoff, self.num_intervals)
-            energy_i, forces = Network(self).energies_and_forces(x, edges, tables)
-            return energy_i.new_zeros(batch_size, 1).index_add(0, batch, energy_i), forces
+            self._refresh()
+            order, edges = self._edges(pos.detach(), batch, n_atoms)
+        energy_i, force = fused.energies_and_forces(x.numpy()[order], edges, *self._compiled)
+        forces = torch.empty_like(pos)
+        forces.numpy()[order] = force
+        energy_i = torch.from_numpy(energy_i).view(-1, 1)  # sorted atoms stay in their sample
+        return energy_i.new_zeros(batch_size, 1).index_add(0, batch, energy_i), forces
+
+    def _edges(self, pos: Tensor, batch: Tensor, n_atoms: Tensor) -> tuple[object, tuple]:
+        """Return an order of the atoms, and the edges between them in that order."""
+        graph, K = self.interaction_graph, self.num_intervals
+        if isinstance(graph, RadiusInteractionGraph) and graph.max_num_neighbors is None:
+            start = F.pad(n_atoms.cumsum(0), (1, 0)).numpy()
+            order, edges, distinct = fused.find_graph(
+                pos.numpy(), batch.numpy(), start, graph.cutoff, self.cutoff / K, K
+            )
+            if not distinct:
+                graph(pos, batch)  # raises the error that names the atoms
+            return order, edges
+        if isinstance(graph, PeriodicGraph):
+            (sender, receiver), offset = graph.edges_and_offsets(pos, batch)
+        else:
+            (sender, receiver), _ = graph(pos, batch)
+            offset = pos.new_zeros(1, 3).expand(len(sender), 3)
+        edges, _ = fused.sort_graph(
+            pos.numpy(), receiver.numpy(), sender.numpy(), offset.numpy(), self.cutoff / K, K
+        )
+        return slice(None), edges
 
     def _applies(self, like: Tensor) -> bool:
         return tables_apply(like.device, like.dtype)
 
     def tables(self) -> list[Tensor]:
         """Return the tables of all blocks, (K + 1, 3 F), that belong to the weights as they are."""
-        weights = [p for block in self.interactions for p in block.mlp.parameters()]
-        weights += self.radial_expansion.buffers()
-        stale = len(weights) != len(self._weights) or not all(map(_same, weights, self._weights))
-        with torch.no_grad():
-            if stale:
-                self._weights = [weight.detach().clone() for weight in weights]
-                self._tables = self._tabulate()
-                self.num_intervals = len(self._tables[0]) - 1
+        self._refresh()
+        weights = list(self.interactions.parameters())
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             tables = filter_tables(self, self.num_intervals)  # the same, and differentiable
             return [table.to(weights[0].dtype) for table in tables]
         return self._tables
+
+    def _refresh(self) -> None:
+        """Make everything anew that was made of weights that are not those of now."""
+        weights = _weights(self)
+        if len(weights) == len(self._seen) and all(map(_same, weights, self._seen)):
+            return
+        with torch.no_grad():
+            self._seen = [weight.detach().clone() for weight in weights]
+            self._tables = self._tabulate()
+            self.num_intervals = len(self._tables[0]) - 1
+            stacked = torch.stack(self._tables).numpy()
+            self._compiled = tuple(x.copy() for x in Network(self).weights()), stacked
 
     def _tabulate(self) -> list[Tensor]:
         """Return tables that keep the tolerance, made in float64."""
@@ -200,6 +230,17 @@ class SplineSchNet(SchNet):
         raise ValueError(
             f"tolerance: expected one that {MAX_INTERVALS} intervals can keep, got {tolerance}"
         )
+
+
+def _weights(model: SchNet) -> list[Tensor]:
+    """Return what tables are made of; `parameters()` takes as long as a small network."""
+    layers = [*model.readout._modules.values()]
+    for block in model.interactions._modules.values():
+        parts = block._modules
+        layers += [*parts["mlp"]._modules.values(), *parts["conv"]._modules.values(), parts["lin"]]
+    weights = [weight for layer in layers for weight in layer._parameters.values()]
+    weights += model.radial_expansion._buffers.values()
+    return [weight for weight in weights if weight is not None]
 
 
 def tabulated(model: nn.Module) -> nn.Module:
@@ -286,5 +327,5 @@ def _hermite(
     t = (d.double() / spacing - knot).to(d.dtype)  # in float32, d / spacing has lost digits of t
     w = hermite_basis(t, spacing)[0] * (d < cutoff).unsqueeze(1)
     sender, receiver = edge_index.numpy()
-    orders = (kernels.sort_edges(atom, num_atoms) for atom in (receiver, sender))
+    orders = (fused.sort_edges(atom, num_atoms) for atom in (receiver, sender))
     return Graph(receiver, sender, *orders, None, knot.numpy(), None, None), w

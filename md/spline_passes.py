@@ -29,9 +29,9 @@ from md.potential import Standardized
 from schnet_helpers import SchNet
 
 try:
-    from md import kernels
+    from md import fused, kernels
 except ImportError:  # no numba: the plain network does it all
-    kernels = None
+    fused = kernels = None
 
 LOG_2 = ShiftedSoftplus().shift  # PyG's, which is rounded to float32
 
@@ -58,14 +58,12 @@ class Graph(NamedTuple):
 
 def make_graph(pos: Tensor, edge_index: Tensor, offset: Tensor, cutoff: float, K: int) -> Graph:
     """Return the graph for the kernels; an edge leads from r_j + offset to r_i."""
-    pos, E = pos.detach().numpy(), edge_index.shape[1]
     sender, receiver = edge_index.numpy()
-    unit, knot = np.empty((E, 3), pos.dtype), np.empty(E, np.int64)
-    w, dw = np.empty((E, 4), pos.dtype), np.empty((E, 4), pos.dtype)
-    kernels.edge_geometry(pos, offset.numpy(), receiver, sender, cutoff / K, K,
-                          unit, knot, w, dw)  # fmt: skip
-    orders = (kernels.sort_edges(atom, len(pos)) for atom in (receiver, sender))
-    return Graph(receiver, sender, *orders, unit, knot, w, dw)
+    (first, sender, *rest), receiver = fused.sort_graph(
+        pos.detach().numpy(), receiver, sender, offset.numpy(), cutoff / K, K
+    )
+    by_sender = fused.sort_edges(sender, len(pos))
+    return Graph(receiver, sender, (first, np.arange(len(sender))), by_sender, *rest)
 
 
 class Perceptron:
@@ -74,15 +72,9 @@ class Perceptron:
     def __init__(self, first: nn.Linear, second: nn.Linear) -> None:
         self.first, self.second = first, second
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return y, (N, out), and what `pull` needs."""
-        s = F.linear(x, self.first.weight, self.first.bias)
-        a = F.softplus(s).sub_(LOG_2)
-        return F.linear(a, self.second.weight, self.second.bias), s
-
-    def pull(self, s: Tensor, g: Tensor) -> Tensor:
-        """Return the gradient of x from that of y."""
-        return (g @ self.second.weight).mul_(s.sigmoid()) @ self.first.weight
+    def parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return weight and bias of the first layer, then those of the second."""
+        return self.first.weight, self.first.bias, self.second.weight, self.second.bias
 
     def push(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Return y and its tangent, (2, N, out), for those of x, and what `back` needs."""
@@ -118,7 +110,7 @@ class Block:
 
 
 class Network:
-    """A SchNet on tables: energies, forces, and gradients of a loss of both.
+    """The weights of a SchNet, and the gradients of a loss of energies and forces by them.
 
     Args:
         model: the network whose weights it uses.
@@ -128,32 +120,11 @@ class Network:
         self.blocks = [Block(block) for block in model.interactions]
         self.readout = Perceptron(model.readout[0], model.readout[2])
 
-    def energies_and_forces(
-        self, x: Tensor, graph: Graph, tables: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the energies of the atoms, (N, 1), and the forces, (N, 3); x is (N, F)."""
-        kept = []
-        for block, table in zip(self.blocks, tables, strict=True):
-            h, y = x @ block.A.T, torch.empty(len(x), len(block.A), dtype=x.dtype)
-            kernels.convolve(h.numpy(), table.numpy(), graph.knot, graph.w, *graph.by_receiver,
-                             graph.sender, y.numpy())  # fmt: skip
-            update, s = block.update.forward(y)
-            x = x + update
-            kept.append((h, s))
-        energy, s = self.readout.forward(x)
-        g = self.readout.pull(s, torch.ones_like(energy))
-        pull = np.zeros(len(graph.knot), energy.numpy().dtype)
-        for block, table in zip(reversed(self.blocks), reversed(tables), strict=True):
-            h, s = kept.pop()
-            g_y, g_h = block.update.pull(s, g), torch.empty_like(h)
-            kernels.convolve_and_pull(
-                h.numpy(), g_y.numpy(), table.numpy(), graph.knot, graph.w, graph.dw,
-                *graph.by_receiver, graph.sender, g_h.numpy(), pull,
-            )  # fmt: skip
-            g = torch.addmm(g, g_h, block.A)
-        forces = energy.new_empty(len(x), 3)
-        kernels.gather(pull, graph.unit, graph.receiver, forces.numpy())
-        return energy, forces
+    def weights(self) -> tuple[np.ndarray, ...]:
+        """Return the weights as `fused.energies_and_forces` takes them; blocks are stacked."""
+        layers = [[block.A, *block.update.parameters()] for block in self.blocks]
+        stacked = map(torch.stack, zip(*layers, strict=True))
+        return tuple(x.detach().numpy() for x in (*stacked, *self.readout.parameters()))
 
     def gradients(
         self, x: Tensor, graph: Graph, tables: TrainingTables, seed: Tensor, direction: Tensor
@@ -285,8 +256,12 @@ class _Forces(torch.autograd.Function):
     @staticmethod
     def forward(ctx, network, knots, graph, x, *weights):
         tables = TrainingTables(network, *knots)
+        edges = graph.by_receiver[0], graph.sender, graph.unit, graph.knot, graph.w, graph.dw
         ctx.inputs, ctx.network, ctx.weights = (x, graph, tables), network, weights
-        return network.energies_and_forces(x, graph, tables.tables)
+        energy, forces = fused.energies_and_forces(
+            x.detach().numpy().copy(), edges, network.weights(), torch.stack(tables.tables).numpy()
+        )
+        return torch.from_numpy(energy).view(-1, 1), torch.from_numpy(forces)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -12,7 +12,7 @@ from contract import EnergyModelContract, assert_equal, molecules
 from torch import Tensor, nn
 
 from fake_data import fake_trajectory
-from md import kernels, spline
+from md import fused, spline
 from md.calculator import ModelCalculator
 from md.data import Dataset
 from md.neighbors import PeriodicGraph
@@ -203,7 +203,7 @@ def random_graph(num_atoms: int = 5, num_edges: int = 12, K: int = 3) -> Graph:
     rng = np.random.default_rng(0)
     receiver, sender = rng.integers(0, num_atoms - 1, (2, num_edges))
     receiver[1], sender[1] = receiver[0], sender[0]
-    orders = [kernels.sort_edges(atom, num_atoms) for atom in (receiver, sender)]
+    orders = [fused.sort_edges(atom, num_atoms) for atom in (receiver, sender)]
     return Graph(receiver, sender, *orders, None, rng.integers(0, K, num_edges), None, None)
 
 

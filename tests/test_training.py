@@ -470,7 +470,7 @@ def test_two_processes_keep_to_one_clock(tmp_path):
     np.savez(tmp_path / "data.npz", **arrays())
     flags = [*FLAGS, "--epochs=100000", "--minutes=0.02", "--out", str(tmp_path / "run")]
     run_two_processes(str(tmp_path / "data.npz"), *flags)
-    assert read_checkpoint(tmp_path / "run" / "last.pt")["epoch"] > 1
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["epoch"] >= 1
 
 
 def test_two_processes_give_the_result_of_one(tmp_path):
