@@ -20,6 +20,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from torch import nn
 
 from md.neighbors import PeriodicGraph
+from md.potential import Standardized
+from md.spline import SplineSchNet, tables_apply, tabulated
 
 
 class ModelCalculator(Calculator):
@@ -28,8 +30,9 @@ class ModelCalculator(Calculator):
     F_i = −∂E/∂r_i;  σ = (1/V) ∂E/∂ε at ε = 0, where r → r (1 + ε), C → C (1 + ε), ε symmetric
 
     The model is copied: the caller's stays as it is, and what happens to it later is not seen here.
-    In the copy, a `PeriodicGraph` takes the place of the model's `interaction_graph`. One backward
-    pass gives all properties, so all are computed whichever is asked for.
+    In the copy, a `PeriodicGraph` takes the place of the model's `interaction_graph`, and tables
+    that of the filters of a `SchNet`. One backward pass gives all properties, so all are computed
+    whichever is asked for.
 
     Args:
         model_or_checkpoint: any `model(z, pos, batch) -> (B, 1)` that is, or holds, one module with
@@ -47,7 +50,8 @@ class ModelCalculator(Calculator):
     ) -> None:
         super().__init__()
         given = model_or_checkpoint
-        self.model = copy.deepcopy(given) if isinstance(given, nn.Module) else _load(given)
+        given = copy.deepcopy(given) if isinstance(given, nn.Module) else _load(given)
+        self.model = tabulated(given)
         self.model.eval().requires_grad_(False)  # no time for the gradients of the weights
         inner = [m for m in self.model.modules() if hasattr(m, "interaction_graph")]
         if len(inner) != 1:
@@ -56,6 +60,9 @@ class ModelCalculator(Calculator):
                 f"got {len(inner)} in {type(self.model).__name__}"
             )
         self.graph = inner[0].interaction_graph = PeriodicGraph(inner[0].cutoff, skin)
+        self._has_tables = isinstance(inner[0], SplineSchNet) and (
+            self.model is inner[0] or isinstance(self.model, Standardized)
+        )
         self._weight = next(inner[0].parameters())  # the model's dtype and device are its own
 
     def calculate(
@@ -94,6 +101,9 @@ class ModelCalculator(Calculator):
         stretch = torch.eye(3, **to_model) + (strain + strain.T) / 2  # 1 + ε
         cell = torch.tensor(atoms.cell.array, **to_model) @ stretch
         self.graph.set_cells(cell.unsqueeze(0), torch.from_numpy(atoms.pbc))
+        if self._has_tables and tables_apply(pos.device, pos.dtype):
+            energy, forces, virial = self.model.energy_forces_virial(z, pos.detach(), batch)
+            return energy.item(), forces.double().numpy(), virial.double().numpy()
         with torch.enable_grad():
             energy = self.model(z, pos @ stretch, batch)  # (1, 1)
             gradient, virial = torch.autograd.grad(energy.sum(), (pos, strain))

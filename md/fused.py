@@ -189,7 +189,8 @@ def find_graph(pos, batch, start, cutoff, spacing, num_intervals):
 
     Returns:
         order: the atoms, sample after sample and cell after cell, (N,); edges number them so.
-        edges: first (N + 1,), sender (E,), unit (E, 3) from i to j, knot (E,), w (E, 4), dw (E, 4).
+        edges: first (N + 1,), sender (E,), d (E,), unit (E, 3) from i to j, knot (E,), w and dw
+            (E, 4).
         distinct: whether no two atoms of a sample are in one place.
     """
     cells = sort_into_cells(pos, start, cutoff)
@@ -203,7 +204,7 @@ def find_graph(pos, batch, start, cutoff, spacing, num_intervals):
     if E > 0:
         find_edges(pos, batch, cells, cutoff, first, sender, unit, d)
     hermite(d, spacing, num_intervals, knot, w, dw)
-    return order, (first, sender, unit, knot, w, dw), E == 0 or d.min() > 0
+    return order, (first, sender, d, unit, knot, w, dw), E == 0 or d.min() > 0
 
 
 @njit(**COMPILED)
@@ -225,7 +226,7 @@ def sort_graph(pos, receiver, sender, offset, spacing, num_intervals):
         d[e] = math.sqrt(x * x + y * y + z * z)
         unit[e, 0], unit[e, 1], unit[e, 2] = x / d[e], y / d[e], z / d[e]
     hermite(d, spacing, num_intervals, knot, w, dw)
-    return (first, sender, unit, knot, w, dw), receiver
+    return (first, sender, d, unit, knot, w, dw), receiver
 
 
 @njit(parallel=True, **COMPILED)
@@ -304,31 +305,47 @@ def convolve(x, table, knot, w, first, sender, out):
 
 
 @njit(parallel=True, **COMPILED)
-def convolve_back(x, g, table, knot, w, dw, first, sender, unit, out, forces):
-    """out_i = Σ_e g_j ∘ W(e), (N, M); to F_i comes Σ_e unit_e Σ_f (g_i x_j + g_j x_i) ∘ W'(e)."""
+def convolve_back(x, g, table, knot, w, dw, first, sender, out, pull):
+    """out_i = Σ_e g_j ∘ W(e), (N, M); to pull_e, (E,), comes Σ_f (g_i x_j + g_j x_i) ∘ W'(e).
+
+    The pull is dE/dd of the pair, which both its edges have.
+    """
     F = x.shape[1]
     for i in prange(len(x)):
-        y, x_i, g_i, force = out[i], x[i], g[i], forces[i]
+        y, x_i, g_i = out[i], x[i], g[i]
         y[:] = 0
         for e in range(first[i], first[i + 1]):
             w0, w1, w2, w3 = w[e, 0], w[e, 1], w[e, 2], w[e, 3]
             v1, v2, v3 = dw[e, 1], dw[e, 2], dw[e, 3]
             x_j, g_j = x[sender[e]], g[sender[e]]
             t, u = table[knot[e]], table[knot[e] + 1]
-            pull = x.dtype.type(0)
+            total = x.dtype.type(0)
             for f in range(F):
                 W = w0 * t[f] + w1 * t[F + f] + w2 * t[2 * F + f] + w3 * u[F + f]
                 dW = v1 * t[F + f] + v2 * t[2 * F + f] + v3 * u[F + f]
                 y[f] += g_j[f] * W
-                pull += (g_i[f] * x_j[f] + g_j[f] * x_i[f]) * dW
+                total += (g_i[f] * x_j[f] + g_j[f] * x_i[f]) * dW
+            pull[e] += total
+
+
+@njit(parallel=True, **COMPILED)
+def gather(pull, unit, first, forces):
+    """F_i = Σ_e pull_e unit_e: (N, 3)."""
+    for i in prange(len(forces)):
+        force = forces[i]
+        force[:] = 0
+        for e in range(first[i], first[i + 1]):
             for axis in range(3):
-                force[axis] += pull * unit[e, axis]
+                force[axis] += pull[e] * unit[e, axis]
 
 
 @njit(**COMPILED)
 def energies_and_forces(x, edges, weights, tables):
-    """Return the energies of the atoms, (N,), and the forces, (N, 3); x, (N, F), is overwritten."""
-    first, sender, unit, knot, w, dw = edges
+    """Return the energies of the atoms, (N,), the forces, (N, 3), and the pulls, (E,).
+
+    The embeddings x, (N, F), are overwritten.
+    """
+    first, sender, _, unit, knot, w, dw = edges
     A, U1, b1, U2, b2, R1, c1, R2, c2 = weights
     (L, M, F), N = A.shape, len(x)
     h, s = np.empty((L, N, M), x.dtype), np.empty((L, N, F), x.dtype)
@@ -337,12 +354,14 @@ def energies_and_forces(x, edges, weights, tables):
         dense(x, A[n], h[n], False)
         convolve(h[n], tables[n], knot, w, first, sender, y)
         update(y, U1[n], b1[n], U2[n], b2[n], s[n], x)
-    energy, forces = np.empty(N, x.dtype), np.zeros((N, 3), x.dtype)
+    energy, pull = np.empty(N, x.dtype), np.zeros(len(sender), x.dtype)
     readout(x, R1, c1, R2, c2, energy, g)
     g_y = np.empty((N, M), x.dtype)
     for n in range(L - 1, -1, -1):
         update_back(g, U1[n], U2[n], s[n], g_y)
-        convolve_back(h[n], g_y, tables[n], knot, w, dw, first, sender, unit, y, forces)
+        convolve_back(h[n], g_y, tables[n], knot, w, dw, first, sender, y, pull)
         if n > 0:
             dense(y, np.ascontiguousarray(A[n].T), g, True)
-    return energy, forces
+    forces = np.empty((N, 3), x.dtype)
+    gather(pull, unit, first, forces)
+    return energy, forces, pull

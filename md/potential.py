@@ -97,6 +97,15 @@ class Standardized(nn.Module):
         z = spread_atomic_numbers(z, batch, len(energy))
         return self.in_units(energy, z, batch), self.scale.to(forces.dtype) * forces
 
+    def energy_forces_virial(
+        self, z: Tensor, pos: Tensor, batch: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return also the virial, (3, 3), of a model inside that has a method of this name."""
+        energy, forces, virial = self.model.energy_forces_virial(z, pos, batch)
+        z = spread_atomic_numbers(z, batch, len(energy))
+        scale = self.scale.to(forces.dtype)
+        return self.in_units(energy, z, batch), scale * forces, scale * virial
+
     def in_units(self, energy: Tensor, z: Tensor, batch: Tensor) -> Tensor:
         """Return the energies, (B, 1), for the network's own ones, (B, 1); z is (N, 1)."""
         offset = self.scale.new_zeros(len(energy), 1)

@@ -15,6 +15,7 @@ import math
 import sys
 from functools import cache, partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -160,6 +161,20 @@ class SplineSchNet(SchNet):
         known = type(graph) in (RadiusInteractionGraph, PeriodicGraph)  # and so symmetric
         if not (known and self._applies(pos)):
             return by_autograd(self, z, pos, batch)
+        energy, forces, _ = self._evaluate(z, pos, batch)
+        return energy, forces
+
+    def energy_forces_virial(
+        self, z: Tensor, pos: Tensor, batch: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return also ∂E/∂ε of a strain ε of positions and cell, (3, 3), summed over the samples.
+
+        ∂E/∂ε = ½ Σ_e (dE/dd_e) r_e r_eᵀ / d_e over all directed edges r_e = d_e unit_e.
+        """
+        energy, forces, (d, unit, pull) = self._evaluate(z, pos, batch)
+        return energy, forces, torch.from_numpy(0.5 * (unit.T * (pull * d)) @ unit)
+
+    def _evaluate(self, z: Tensor, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor, tuple]:
         batch_size, n_atoms = get_batch_dimensions(batch)
         self._expect_type_and_device(z, pos)
         _expect_positions(pos, batch)
@@ -167,11 +182,14 @@ class SplineSchNet(SchNet):
             x = self.embedding(spread_atomic_numbers(z, batch, batch_size).to(pos.dtype))
             self._refresh()
             order, edges = self._edges(pos.detach(), batch, n_atoms)
-        energy_i, force = fused.energies_and_forces(x.numpy()[order], edges, *self._compiled)
+        x = x.numpy()[order]  # a copy where atoms are sorted
+        x = x if isinstance(order, np.ndarray) else x.copy()
+        energy_i, force, pull = fused.energies_and_forces(x, edges, *self._compiled)
         forces = torch.empty_like(pos)
         forces.numpy()[order] = force
         energy_i = torch.from_numpy(energy_i).view(-1, 1)  # sorted atoms stay in their sample
-        return energy_i.new_zeros(batch_size, 1).index_add(0, batch, energy_i), forces
+        energy = energy_i.new_zeros(batch_size, 1).index_add(0, batch, energy_i)
+        return energy, forces, (edges[2], edges[3], pull)
 
     def _edges(self, pos: Tensor, batch: Tensor, n_atoms: Tensor) -> tuple[object, tuple]:
         """Return an order of the atoms, and the edges between them in that order."""
@@ -245,7 +263,7 @@ def _weights(model: SchNet) -> list[Tensor]:
 
 def tabulated(model: nn.Module) -> nn.Module:
     """Return the model with a `SplineSchNet` for each `SchNet` in it; the weights are shared."""
-    if isinstance(model, SchNet):
+    if type(model) is SchNet:  # a subclass may compute something else
         return SplineSchNet(model)
     result = copy.copy(model)
     result._modules = {name: tabulated(child) for name, child in model.named_children()}
@@ -328,4 +346,4 @@ def _hermite(
     w = hermite_basis(t, spacing)[0] * (d < cutoff).unsqueeze(1)
     sender, receiver = edge_index.numpy()
     orders = (fused.sort_edges(atom, num_atoms) for atom in (receiver, sender))
-    return Graph(receiver, sender, *orders, None, knot.numpy(), None, None), w
+    return Graph(receiver, sender, *orders, None, None, knot.numpy(), None, None), w

@@ -39,12 +39,13 @@ Gradients = dict[nn.Parameter, Tensor]
 
 
 class Graph(NamedTuple):
-    """The edges of a batch as the kernels take them; the last four as far as they are needed."""
+    """The edges of a batch as the kernels take them; the last five as far as they are needed."""
 
     receiver: np.ndarray  # (E,)
     sender: np.ndarray  # (E,)
     by_receiver: tuple[np.ndarray, np.ndarray]  # first (N + 1,) and order (E,)
     by_sender: tuple[np.ndarray, np.ndarray]
+    d: np.ndarray  # (E,)
     unit: np.ndarray  # (E, 3), from i to j
     knot: np.ndarray  # (E,)
     w: np.ndarray  # (E, 4)
@@ -59,11 +60,11 @@ class Graph(NamedTuple):
 def make_graph(pos: Tensor, edge_index: Tensor, offset: Tensor, cutoff: float, K: int) -> Graph:
     """Return the graph for the kernels; an edge leads from r_j + offset to r_i."""
     sender, receiver = edge_index.numpy()
-    (first, sender, *rest), receiver = fused.sort_graph(
+    (first, sender, d, *rest), receiver = fused.sort_graph(
         pos.detach().numpy(), receiver, sender, offset.numpy(), cutoff / K, K
     )
     by_sender = fused.sort_edges(sender, len(pos))
-    return Graph(receiver, sender, (first, np.arange(len(sender))), by_sender, *rest)
+    return Graph(receiver, sender, (first, np.arange(len(sender))), by_sender, d, *rest)
 
 
 class Perceptron:
@@ -256,9 +257,9 @@ class _Forces(torch.autograd.Function):
     @staticmethod
     def forward(ctx, network, knots, graph, x, *weights):
         tables = TrainingTables(network, *knots)
-        edges = graph.by_receiver[0], graph.sender, graph.unit, graph.knot, graph.w, graph.dw
+        edges = graph.by_receiver[0], graph.sender, *graph[4:]
         ctx.inputs, ctx.network, ctx.weights = (x, graph, tables), network, weights
-        energy, forces = fused.energies_and_forces(
+        energy, forces, _ = fused.energies_and_forces(
             x.detach().numpy().copy(), edges, network.weights(), torch.stack(tables.tables).numpy()
         )
         return torch.from_numpy(energy).view(-1, 1), torch.from_numpy(forces)

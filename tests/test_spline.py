@@ -64,6 +64,47 @@ def test_energies_and_forces_are_those_of_the_plain_network(dtype, tolerance):
         assert_equal(f.double(), forces, atol=tolerance * float(forces.square().mean().sqrt()))
 
 
+@pytest.mark.parametrize("spread", [12.0, 400.0])
+def test_large_samples_whose_atoms_are_sorted_into_cells(spread):
+    rng = np.random.default_rng(0)
+    sites = rng.permutation(1000)[:600]  # of a cubic lattice, in random order
+    pos = np.stack(np.unravel_index(sites, (10, 10, 10)), axis=1) * spread / 10
+    pos = torch.from_numpy(pos + rng.uniform(-0.3, 0.3, (600, 3)))
+    pos = torch.cat([pos[:3] / spread, pos, pos[:1], 7 + 0.1 * pos[:100]])
+    batch = torch.tensor([0] * 3 + [1] * 600 + [2] + [3] * 100)
+    z = torch.from_numpy(rng.choice([1, 6, 8], (704, 1)))
+    plain = schnet()
+    for a, b in zip(energy_and_forces(SplineSchNet(plain), z, pos, batch),
+                    by_autograd(plain, z, pos, batch), strict=True):  # fmt: skip
+        assert_equal(a, b, atol=1e-8 * float(b.abs().max()))
+        assert b.abs().max() > 0.01
+
+
+def test_flat_and_linear_samples():
+    grid = torch.stack(torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij"), 2)
+    flat = torch.cat([grid.view(-1, 2), torch.zeros(144, 1)], dim=1).double()
+    line = torch.cat([torch.arange(100.0).view(-1, 1), torch.zeros(100, 2)], dim=1).double()
+    pos, batch = torch.cat([flat, line]), torch.tensor([0] * 144 + [1] * 100)
+    z, plain = torch.ones(244, 1), schnet()
+    expected = plain(z, pos, batch).detach()
+    assert_equal(energy_and_forces(SplineSchNet(plain), z, pos, batch)[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [(np.float32, 5e-6), (np.float64, 1e-15)])
+def test_softplus_and_sigmoid(dtype, relative):
+    @numba.njit
+    def both(s, softplus, sigmoid):
+        for i in range(len(s)):
+            softplus[i], sigmoid[i] = fused.softplus_and_sigmoid(s[i])
+
+    s = np.linspace(-80, 80, 4001).astype(dtype)
+    softplus, sigmoid = np.empty_like(s), np.empty_like(s)
+    both(s, softplus, sigmoid)
+    exact = s.astype(np.float64)
+    np.testing.assert_allclose(softplus, np.logaddexp(0, exact), rtol=relative, atol=1e-7)
+    np.testing.assert_allclose(sigmoid, 1 / (1 + np.exp(-exact)), rtol=relative, atol=1e-7)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("rho_energy", "rho_forces"), [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
 def test_gradients_of_the_loss_are_those_of_the_plain_network(dtype, rho_energy, rho_forces):
@@ -204,7 +245,7 @@ def random_graph(num_atoms: int = 5, num_edges: int = 12, K: int = 3) -> Graph:
     receiver, sender = rng.integers(0, num_atoms - 1, (2, num_edges))
     receiver[1], sender[1] = receiver[0], sender[0]
     orders = [fused.sort_edges(atom, num_atoms) for atom in (receiver, sender)]
-    return Graph(receiver, sender, *orders, None, rng.integers(0, K, num_edges), None, None)
+    return Graph(receiver, sender, *orders, None, None, rng.integers(0, K, num_edges), None, None)
 
 
 def inputs(*shapes: tuple[int, int]) -> list[Tensor]:
@@ -325,11 +366,29 @@ def test_calculator_gives_the_same_forces_and_stress():
     atoms.rattle(0.1, seed=0)
     plain = schnet(cutoff=4.0)
     results = []
-    for model in (plain, SplineSchNet(plain)):
-        atoms.calc = ModelCalculator(Standardized(model))
+    for model in (Around(plain), plain, Standardized(plain), SplineSchNet(plain)):
+        atoms.calc = ModelCalculator(model)
         results.append((atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
-    for a, b in zip(*results, strict=True):
-        np.testing.assert_allclose(b, a, rtol=0, atol=1e-8)
+    for result in results[1:]:
+        for a, b in zip(results[0], result, strict=True):
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-8)
+    assert np.abs(results[0][2]).min() > 1e-5
+
+
+class Around(nn.Module):
+    """A model that `tabulated` does not see through to tables: a subclass keeps its own way."""
+
+    def __init__(self, plain: SchNet) -> None:
+        super().__init__()
+        self.inner = Own(16, 12, 2, 10, plain.cutoff, 4.0, embedding=ElementEmbedding(16)).double()
+        self.inner.load_state_dict(plain.state_dict())
+
+    def forward(self, *given: Tensor) -> Tensor:
+        return self.inner(*given)
+
+
+class Own(SchNet):
+    """A subclass, which could compute anything."""
 
 
 def test_plain_network_where_tables_do_not_apply(monkeypatch, capsys):
