@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SCHNET_DATA", ROOT.parent / "shared" / "data"))
 UNITS = {"ethanol": ("meV", "meV/Å", 1000.0), "cluster": ("10⁻³ ε", "10⁻³ ε/σ", 1000.0)}
 FLAGS = {
-    "ethanol": ["--minutes=28.5", "--lr=0.003", "--rho-energy=0.05", "--num-validation=30"],
+    "ethanol": ["--minutes=28.5", "--gamma=4", "--rho-energy=0.05", "--num-validation=30"],
     "cluster": ["--minutes=5", "--batch-size=20", "--lr=0.003", "--cutoff=4",
                 "--dim-embedding=32", "--num-filters=32", "--num-interactions=2", "--rho-energy=1"],
 }  # fmt: skip

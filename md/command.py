@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import platform
 from dataclasses import asdict, fields
@@ -127,6 +128,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     trainer.run()
     metrics = report(trainer, data, test) if trainer.rank == 0 else {}
     if dist.is_initialized():
+        del trainer, model  # what shares gradients must go before the connections do
+        gc.collect()
         dist.barrier()
         dist.destroy_process_group()
     return metrics

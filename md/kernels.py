@@ -13,9 +13,9 @@ derivatives they are closed. Every sum has a fixed order: the same input gives t
 
 from __future__ import annotations
 
-import numba
 from numba import njit, prange
 
+FEW = 20_000  # edges that are not worth a second thread
 COMPILED = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -113,18 +113,6 @@ def table_gradient_both(g, dg, x, dx, knot, w, dw, receiver, sender, parts):
                 u[F + f] += w3 * p + v3 * q
 
 
-def num_parts() -> int:
-    """Return how many parts a table's gradient is summed in: one for each thread."""
-    return numba.get_num_threads()
-
-
-@njit(**COMPILED)
-def stretch(unit, direction, receiver, sender, dw, out):
-    """ẇ_e = dw_e ḋ_e, (E, 4), when the atoms move with the velocities `direction`, (N, 3)."""
-    for e in range(len(receiver)):
-        i, j = receiver[e], sender[e]
-        speed = direction.dtype.type(0)
-        for axis in range(3):
-            speed += unit[e, axis] * (direction[j, axis] - direction[i, axis])
-        for c in range(4):
-            out[e, c] = dw[e, c] * speed
+def num_parts(num_edges: int) -> int:
+    """Return how many parts a table's gradient is summed in; threads do not change the result."""
+    return 1 if num_edges < FEW else 8

@@ -93,7 +93,7 @@ class _TableGradient(torch.autograd.Function):
     def forward(ctx, g, x, w, edges, num_knots):
         ctx.save_for_backward(g, x, w)
         ctx.edges = edges
-        parts = x.new_empty(kernels.num_parts(), num_knots, 3 * x.shape[1])
+        parts = x.new_empty(kernels.num_parts(len(edges.knot)), num_knots, 3 * x.shape[1])
         g, x, w = (t.detach().contiguous().numpy() for t in (g, x, w))
         kernels.table_gradient(g, x, edges.knot, w, edges.receiver, edges.sender, parts.numpy())
         return parts.sum(dim=0)

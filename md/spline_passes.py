@@ -156,7 +156,7 @@ class Network:
         _, inner = self.readout.push(x)
         g = self.readout.back(inner, torch.stack([seed, torch.ones_like(seed)]), grads)
         g = g @ self.readout.first.weight
-        parts = np.empty((kernels.num_parts(), *all_tables[0].shape), dw.dtype)
+        parts = np.empty((kernels.num_parts(len(dw)), *all_tables[0].shape), dw.dtype)
         for number in reversed(range(len(self.blocks))):
             block, table = self.blocks[number], all_tables[number]
             x, h, inner = kept.pop()
@@ -231,11 +231,15 @@ class SplineForces(nn.Module):
 
     Args:
         model: the model; a `SchNet` is inside.
+        num_intervals: K; 0 for six intervals to the width of a Gaussian, 1 / √(2γ): the slopes of
+            the filters are then 1e-4 of their size off, far less than a training step moves them.
     """
 
-    def __init__(self, model: Standardized, num_intervals: int = 128) -> None:
+    def __init__(self, model: Standardized, num_intervals: int = 0) -> None:
         super().__init__()
         self.model = model
+        widths = model.cutoff * math.sqrt(2 * float(model.model.radial_expansion.gamma))
+        num_intervals = num_intervals or max(64, math.ceil(6 * widths))
         self.network, self.num_intervals = Network(model.model), num_intervals
         self.knots = expand_knots(model.model, num_intervals)
         self.weights = list(model.model.parameters())
