@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 
+import numba
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic, overload
@@ -21,6 +23,11 @@ LOG_2 = float(np.float32(math.log(2)))  # as in PyG's shifted softplus
 BLAS_ALONE = 2**18  # multiply-adds of a product that BLAS does not split among threads of its own
 LOG2_E = 1 / math.log(2)
 C1, C2, C3, C4, C5, C6, C7 = (math.log(2) ** k / math.factorial(k) for k in range(1, 8))
+
+
+def use_threads_of_torch() -> None:
+    """Let the loops run on as many threads as torch does: one, where small systems are many."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
 
 @intrinsic

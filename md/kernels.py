@@ -116,3 +116,15 @@ def table_gradient_both(g, dg, x, dx, knot, w, dw, receiver, sender, parts):
 def num_parts(num_edges: int) -> int:
     """Return how many parts a table's gradient is summed in; threads do not change the result."""
     return 1 if num_edges < FEW else 8
+
+
+@njit(**COMPILED)
+def stretch(unit, direction, receiver, sender, dw, out):
+    """ẇ_e = dw_e ḋ_e, (E, 4), when the atoms move with the velocities `direction`, (N, 3)."""
+    for e in range(len(receiver)):
+        i, j = receiver[e], sender[e]
+        speed = direction.dtype.type(0)
+        for axis in range(3):
+            speed += unit[e, axis] * (direction[j, axis] - direction[i, axis])
+        for c in range(4):
+            out[e, c] = dw[e, c] * speed

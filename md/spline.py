@@ -145,6 +145,7 @@ class SplineSchNet(SchNet):
         """Return the energy of each atom, (N, 1), from z (N, 1), edges (2, E), lengths (E,)."""
         if not self._applies(d_ij):
             return super().atomic_energies(z, edge_index, d_ij)
+        fused.use_threads_of_torch()
         x, tables = self.embedding(z), self.tables()
         edges, w = _hermite(d_ij, edge_index, len(x), self.cutoff, self.num_intervals)
         for block, table in zip(self.interactions, tables, strict=True):
@@ -182,6 +183,7 @@ class SplineSchNet(SchNet):
             x = self.embedding(spread_atomic_numbers(z, batch, batch_size).to(pos.dtype))
             self._refresh()
             order, edges = self._edges(pos.detach(), batch, n_atoms)
+        fused.use_threads_of_torch()
         x = x.numpy()[order]  # a copy where atoms are sorted
         x = x if isinstance(order, np.ndarray) else x.copy()
         energy_i, force, pull = fused.energies_and_forces(x, edges, *self._compiled)

@@ -248,6 +248,7 @@ class SplineForces(nn.Module):
         self, z: Tensor, pos: Tensor, batch: Tensor, edge_index: Tensor, offset: Tensor, B: int
     ) -> tuple[Tensor, Tensor]:
         """Return energies (B, 1) and forces (N, 3); an edge leads from r_j + offset to r_i."""
+        fused.use_threads_of_torch()
         x = self.model.model.embedding(z.to(pos.dtype))
         graph = make_graph(pos, edge_index, offset, self.model.cutoff, self.num_intervals)
         energy_i, forces = _Forces.apply(self.network, self.knots, graph, x, *self.weights)

@@ -311,9 +311,9 @@ def test_atoms_that_are_alone():
 def test_threads_change_nothing_but_round_off_and_two_runs_nothing(dtype):
     z, pos, batch = cluster(dtype)
     model = SplineSchNet(schnet(dtype))
-    before, results = numba.get_num_threads(), []
+    before, results = torch.get_num_threads(), []
     for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
-        numba.set_num_threads(threads)
+        torch.set_num_threads(threads)
         twice = [energy_and_forces(model, z, pos, batch) for _ in range(2)]
         assert all(torch.equal(a, b) for a, b in zip(*twice, strict=True))
         weights = [model(z, pos, batch).sum() for _ in range(2)]
@@ -321,7 +321,8 @@ def test_threads_change_nothing_but_round_off_and_two_runs_nothing(dtype):
         grads = [torch.autograd.grad(energy, mlp)[0] for energy in weights]
         assert torch.equal(*grads)
         results.append((*twice[0], grads[0]))
-    numba.set_num_threads(before)
+        assert numba.get_num_threads() == threads
+    torch.set_num_threads(before)
     for one, two in zip(*results, strict=True):
         assert_equal(one, two, atol=10 * torch.finfo(dtype).eps * float(one.abs().max()))
 
