@@ -30,7 +30,7 @@ from torch_geometric.nn import SchNet as PyGSchNet
 
 from md.potential import Standardized, by_autograd, energy_and_forces
 from md.spline import SplineSchNet
-from md.spline_passes import SplineForces
+from md.spline_training import SplineForces
 from md.training import Settings, loss_of
 from schnet_helpers import ElementEmbedding, RadiusInteractionGraph, SchNet
 

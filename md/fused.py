@@ -1,33 +1,73 @@
-"""Energies and forces of a SchNet on tables in a few compiled calls: nothing of torch in between.
+"""The passes through a SchNet on tables, compiled: nothing of torch in between.
 
-Axes:   N atoms, B samples, E directed edges j -> i, F features, M filters, H the readout's width.
-Edges:  by receiver: those of atom i are first[i] : first[i + 1]; every edge's reverse is there too.
-Tables: as in `md.kernels`.
+Axes:   N atoms, B samples, E directed edges j -> i, L blocks, F features, M filters, H the
+        readout's width, K intervals of a table. An axis of 2 holds a number and its tangent.
+Edges:  those of `md.fused_graph`; every edge's reverse is there too, and every sum over the
+        senders' edges is one over the receivers'.
+Tables: (L, K + 1, 3 M), at the knots the slopes S of the filters, their values V, and the divided
+        differences D to the next knot, which keep their digits in float32. On interval k
+        W = V_k + w_0 S_k + w_1 D_k + w_2 S_{k+1}, four neighbours in a row of 4 M numbers.
+Block:  h = A x;  y_i = Σ_j h_j ∘ W(d_ij);  s = U₁ y + b₁;  a = ssp(s);  x' = x + U₂ a + b₂
+
+Energies and forces are one pass forward and one back, which keeps G = ∂E/∂x, T = ∂E/∂s, and so on.
+The gradient of a loss of both needs no second derivative of the graph of operations: with its
+gradients ē by the energies and −u by the forces held fixed,
+
+∇_θ L = ∇_θ J,   J = Σ_b ē_b E_b + D_u E,   D_u E = d/dε E(r + ε u),
+
+so tangents (ẋ, ḣ, …) go forward, and what goes back are the gradients P = ∂J/∂x and so on. Those by
+the tangents need no pass: ∂J/∂ẋ = G. Every sum has a fixed order: threads do not change results.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
-import numba
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic, overload
 
 # A change here is seen by the cache of this file only: no function calls one of another file.
 COMPILED = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
-FEW = 64  # atoms of a sample that are compared with all others
-LOG_2 = float(np.float32(math.log(2)))  # as in PyG's shifted softplus
+ROWS = 16  # atoms that a thread takes at a time
 BLAS_ALONE = 2**18  # multiply-adds of a product that BLAS does not split among threads of its own
+FEW_EDGES = 20_000  # that are not worth a second part of a table's gradient
+LOG_2 = float(np.float32(math.log(2)))  # as in PyG's shifted softplus
 LOG2_E = 1 / math.log(2)
 C1, C2, C3, C4, C5, C6, C7 = (math.log(2) ** k / math.factorial(k) for k in range(1, 8))
 
 
-def use_threads_of_torch() -> None:
-    """Let the loops run on as many threads as torch does: one, where small systems are many."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+class Weights(NamedTuple):
+    """The weights of a SchNet, stacked over its blocks; products are twice as fast with x Wᵀ as W."""
+
+    A: np.ndarray  # (L, M, F)
+    At: np.ndarray
+    U1: np.ndarray  # (L, F, M)
+    U1t: np.ndarray
+    b1: np.ndarray  # (L, F)
+    U2: np.ndarray  # (L, F, F)
+    U2t: np.ndarray
+    b2: np.ndarray
+    R1: np.ndarray  # (H, F)
+    R1t: np.ndarray
+    c1: np.ndarray  # (H,)
+    R2: np.ndarray  # (1, H)
+    c2: np.ndarray  # (1,)
+
+
+class Filters(NamedTuple):
+    """The weights of the filter networks, and what they and the cutoff function are at the knots."""
+
+    W1: np.ndarray  # (L, M, Gaussians)
+    W1t: np.ndarray
+    b1: np.ndarray  # (L, M)
+    W2: np.ndarray  # (L, M, M)
+    W2t: np.ndarray
+    b2: np.ndarray
+    e: np.ndarray  # (2, K + 1, Gaussians)
+    C: np.ndarray  # (2, K + 1)
 
 
 @intrinsic
@@ -86,289 +126,207 @@ def _softplus_and_sigmoid(s):
 
 
 @njit(**COMPILED)
-def sort_edges(atom, num_atoms):
-    """Return `first` (N + 1,) and `order` (E,) of the edges by atom; a counting sort."""
-    first = np.zeros(num_atoms + 1, np.int64)
-    for e in range(len(atom)):
-        first[atom[e] + 1] += 1
-    for n in range(num_atoms):
-        first[n + 1] += first[n]
-    order, place = np.empty(len(atom), np.int64), first[:-1].copy()
-    for e in range(len(atom)):
-        order[place[atom[e]]] = e
-        place[atom[e]] += 1
-    return first, order
+def rows_of(W):
+    """Return how many atoms a thread takes at a time, for a product with matrices like W."""
+    return max(4, min(ROWS, BLAS_ALONE // W.size))
 
 
 @njit(**COMPILED)
-def sort_into_cells(pos, start, cutoff):
-    """Sort the atoms of each sample into cells at least as wide as the cutoff.
-
-    Returns:
-        The order of the atoms, (N,), the cell of each in that order, (N,), where the cells begin,
-        (C + 1,), how many a sample has along each axis, (B, 3), and its first one, (B + 1,).
-    """
-    N, B = len(pos), len(start) - 1
-    cell, shape, first_cell = (
-        np.empty(N, np.int64),
-        np.ones((B, 3), np.int64),
-        np.zeros(B + 1, np.int64),
-    )
-    low, high = np.empty(3), np.empty(3)
-    for b in range(B):
-        n, width = start[b + 1] - start[b], cutoff * (1 + 1e-6)
-        for axis in range(3):
-            low[axis], high[axis] = math.inf, -math.inf
-            for i in range(start[b], start[b + 1]):
-                low[axis] = min(low[axis], pos[i, axis])
-                high[axis] = max(high[axis], pos[i, axis])
-        while n > FEW:
-            along = np.maximum(1.0, np.floor((high - low) / width))
-            if along[0] * along[1] * along[2] <= n:
-                shape[b] = along.astype(np.int64)
-                break
-            width *= 1.26
-        first_cell[b + 1] = first_cell[b] + shape[b, 0] * shape[b, 1] * shape[b, 2]
-        for i in range(start[b], start[b + 1]):
-            at = 0
-            for axis in range(3):
-                k = min(int((pos[i, axis] - low[axis]) / width), shape[b, axis] - 1)
-                at = at * shape[b, axis] + k
-            cell[i] = first_cell[b] + at
-    cell_start, order = sort_edges(cell, first_cell[B])
-    return order, cell[order], cell_start, shape, first_cell
-
-
-@njit(parallel=True, **COMPILED)
-def find_edges(pos, batch, cells, cutoff, first, sender, unit, d):
-    """Find the neighbours of each atom; the atoms are in the order of their cells.
-
-    Called with an empty `sender`, it writes the number of neighbours of atom i to first[i + 1].
-    Called with room for them, and `first` the running sum, it writes the edges themselves.
-    """
-    _, cell, cell_start, shape, first_cell = cells
-    fill, square = len(sender) > 0, cutoff * cutoff
-    for i in prange(len(pos)):
-        b = batch[i]
-        ny, nz = shape[b, 1], shape[b, 2]
-        at = cell[i] - first_cell[b]
-        cx, cy, cz = at // (ny * nz), at // nz % ny, at % nz
-        e = first[i] if fill else 0
-        for kx in range(max(cx - 1, 0), min(cx + 2, shape[b, 0])):
-            for ky in range(max(cy - 1, 0), min(cy + 2, ny)):
-                row = first_cell[b] + (kx * ny + ky) * nz
-                begin = cell_start[row + max(cz - 1, 0)]
-                for j in range(begin, cell_start[row + min(cz + 2, nz)]):
-                    x = np.float64(pos[j, 0]) - pos[i, 0]
-                    y = np.float64(pos[j, 1]) - pos[i, 1]
-                    z = np.float64(pos[j, 2]) - pos[i, 2]
-                    r2 = x * x + y * y + z * z
-                    if r2 < square and i != j:
-                        if fill:
-                            r = math.sqrt(r2)
-                            sender[e], d[e] = j, r
-                            unit[e, 0], unit[e, 1], unit[e, 2] = x / r, y / r, z / r
-                        e += 1
-        if not fill:
-            first[i + 1] = e
-
-
-@njit(parallel=True, **COMPILED)
-def hermite(d, spacing, num_intervals, knot, w, dw):
-    """Fill the interval, the Hermite basis and its derivative of each length; 0 beyond K."""
-    for e in prange(len(d)):
-        k = int(d[e] / spacing)
-        if k >= num_intervals:
-            knot[e], w[e], dw[e] = 0, 0, 0
-            continue
-        t = d[e] / spacing - k
-        s = 1 - t
-        knot[e] = k
-        w[e, 0], w[e, 1] = 1, spacing * t * s * s
-        w[e, 2], w[e, 3] = spacing * t * t * (1 + 2 * s), -spacing * t * t * s
-        dw[e, 0], dw[e, 1] = 0, s * (s - 2 * t)
-        dw[e, 2], dw[e, 3] = 6 * t * s, t * (t - 2 * s)
-
-
-@njit(**COMPILED)
-def find_graph(pos, batch, start, cutoff, spacing, num_intervals):
-    """Find the edges between atoms closer than the cutoff, without periodic images.
-
-    Returns:
-        order: the atoms, sample after sample and cell after cell, (N,); edges number them so.
-        edges: first (N + 1,), sender (E,), d (E,), unit (E, 3) from i to j, knot (E,), w and dw
-            (E, 4).
-        distinct: whether no two atoms of a sample are in one place.
-    """
-    cells = sort_into_cells(pos, start, cutoff)
-    order, none = cells[0], np.empty(0)
-    pos, first = pos[order], np.zeros(len(pos) + 1, np.int64)
-    find_edges(pos, batch, cells, cutoff, first, np.empty(0, np.int64), pos[:0], none)
-    first = np.cumsum(first)
-    E = first[-1]
-    sender, unit, d = np.empty(E, np.int64), np.empty((E, 3), pos.dtype), np.empty(E)
-    knot, w, dw = np.empty(E, np.int64), np.empty((E, 4), pos.dtype), np.empty((E, 4), pos.dtype)
-    if E > 0:
-        find_edges(pos, batch, cells, cutoff, first, sender, unit, d)
-    hermite(d, spacing, num_intervals, knot, w, dw)
-    return order, (first, sender, d, unit, knot, w, dw), E == 0 or d.min() > 0
-
-
-@njit(**COMPILED)
-def sort_graph(pos, receiver, sender, offset, spacing, num_intervals):
-    """Return the edges of `find_graph` for a given list: from r_j + offset to r_i.
-
-    Beyond the table an edge's basis is 0. The second result is the receiver of each edge, (E,).
-    """
-    E = len(receiver)
-    first, by_receiver = sort_edges(receiver, len(pos))
-    receiver, sender = receiver[by_receiver], sender[by_receiver]
-    unit, d = np.empty((E, 3), pos.dtype), np.empty(E)
-    knot, w, dw = np.empty(E, np.int64), np.empty((E, 4), pos.dtype), np.empty((E, 4), pos.dtype)
-    for e in range(E):
-        i, j, shift = receiver[e], sender[e], offset[by_receiver[e]]
-        x = np.float64(pos[j, 0]) - pos[i, 0] + shift[0]
-        y = np.float64(pos[j, 1]) - pos[i, 1] + shift[1]
-        z = np.float64(pos[j, 2]) - pos[i, 2] + shift[2]
-        d[e] = math.sqrt(x * x + y * y + z * z)
-        unit[e, 0], unit[e, 1], unit[e, 2] = x / d[e], y / d[e], z / d[e]
-    hermite(d, spacing, num_intervals, knot, w, dw)
-    return (first, sender, d, unit, knot, w, dw), receiver
-
-
-@njit(parallel=True, **COMPILED)
-def dense(x, W, out, add):
-    """x Wᵀ, or added to what is there: (N, F) -> (N, M) for W (M, F)."""
-    rows = max(4, BLAS_ALONE // W.size)
-    for block in prange((len(x) + rows - 1) // rows):
-        part = slice(block * rows, min((block + 1) * rows, len(x)))
-        if add:
-            out[part] += np.dot(x[part], W.T)
-        else:
-            np.dot(x[part], W.T, out[part])
-
-
-@njit(parallel=True, **COMPILED)
-def update(y, U1, b1, U2, b2, s, x):
-    """x + U₂ ssp(U₁ y + b₁) + b₂ in place; keeps s = U₁ y + b₁."""
-    rows = max(4, BLAS_ALONE // U2.size)
-    for block in prange((len(x) + rows - 1) // rows):
-        part = slice(block * rows, min((block + 1) * rows, len(x)))
-        s_part, x_part = s[part], x[part]
-        np.dot(y[part], U1.T, s_part)
-        a = np.empty_like(s_part)
-        for i in range(len(a)):
-            for f in range(len(b1)):
-                s_part[i, f] += b1[f]
-                a[i, f] = softplus_and_sigmoid(s_part[i, f])[0] - LOG_2
-        step = np.dot(a, U2.T)
-        for i in range(len(a)):
-            for f in range(len(b2)):
-                x_part[i, f] += step[i, f] + b2[f]
-
-
-@njit(parallel=True, **COMPILED)
-def update_back(g, U1, U2, s, g_y):
-    """The gradient of y in `update`, from that of its result."""
-    rows = max(4, BLAS_ALONE // U2.size)
-    for block in prange((len(g) + rows - 1) // rows):
-        part = slice(block * rows, min((block + 1) * rows, len(g)))
-        t, s_part = np.dot(g[part], U2), s[part]
-        for i in range(len(t)):
-            for f in range(t.shape[1]):
-                t[i, f] *= softplus_and_sigmoid(s_part[i, f])[1]
-        np.dot(t, U1, g_y[part])
-
-
-@njit(parallel=True, **COMPILED)
-def readout(x, R1, c1, R2, c2, energy, g):
-    """The energy of each atom, (N,), and its gradient by x, (N, F)."""
-    rows = max(4, BLAS_ALONE // R1.size)
-    for block in prange((len(x) + rows - 1) // rows):
-        part = slice(block * rows, min((block + 1) * rows, len(x)))
-        s = np.dot(x[part], R1.T)
-        for i in range(len(s)):
-            total = c2[0]
-            for h in range(len(c1)):
-                a, slope = softplus_and_sigmoid(s[i, h] + c1[h])
-                total += R2[0, h] * (a - LOG_2)
-                s[i, h] = R2[0, h] * slope
-            energy[block * rows + i] = total
-        np.dot(s, R1, g[part])
-
-
-@njit(parallel=True, **COMPILED)
-def convolve(x, table, knot, w, first, sender, out):
-    """y_i = Σ_e x_j ∘ W(e): (N, M)."""
-    F = x.shape[1]
-    for i in prange(len(x)):
+def convolve(lo, hi, x, table, edges, out):
+    """out_i = Σ_e x_j ∘ W(e) for lo <= i < hi."""
+    first, sender, knot, _, _, w, _ = edges
+    M, flat = x.shape[1], table.reshape(-1)
+    for i in range(lo, hi):
         y = out[i]
         y[:] = 0
         for e in range(first[i], first[i + 1]):
-            w0, w1, w2, w3 = w[e, 0], w[e, 1], w[e, 2], w[e, 3]
-            x_j, t, u = x[sender[e]], table[knot[e]], table[knot[e] + 1]
-            for f in range(F):
-                y[f] += x_j[f] * (w0 * t[f] + w1 * t[F + f] + w2 * t[2 * F + f] + w3 * u[F + f])
-
-
-@njit(parallel=True, **COMPILED)
-def convolve_back(x, g, table, knot, w, dw, first, sender, out, pull):
-    """out_i = Σ_e g_j ∘ W(e), (N, M); to pull_e, (E,), comes Σ_f (g_i x_j + g_j x_i) ∘ W'(e).
-
-    The pull is dE/dd of the pair, which both its edges have.
-    """
-    F = x.shape[1]
-    for i in prange(len(x)):
-        y, x_i, g_i = out[i], x[i], g[i]
-        y[:] = 0
-        for e in range(first[i], first[i + 1]):
-            w0, w1, w2, w3 = w[e, 0], w[e, 1], w[e, 2], w[e, 3]
-            v1, v2, v3 = dw[e, 1], dw[e, 2], dw[e, 3]
-            x_j, g_j = x[sender[e]], g[sender[e]]
-            t, u = table[knot[e]], table[knot[e] + 1]
-            total = x.dtype.type(0)
-            for f in range(F):
-                W = w0 * t[f] + w1 * t[F + f] + w2 * t[2 * F + f] + w3 * u[F + f]
-                dW = v1 * t[F + f] + v2 * t[2 * F + f] + v3 * u[F + f]
-                y[f] += g_j[f] * W
-                total += (g_i[f] * x_j[f] + g_j[f] * x_i[f]) * dW
-            pull[e] += total
-
-
-@njit(parallel=True, **COMPILED)
-def gather(pull, unit, first, forces):
-    """F_i = Σ_e pull_e unit_e: (N, 3)."""
-    for i in prange(len(forces)):
-        force = forces[i]
-        force[:] = 0
-        for e in range(first[i], first[i + 1]):
-            for axis in range(3):
-                force[axis] += pull[e] * unit[e, axis]
+            w0, w1, w2 = w[e, 0], w[e, 1], w[e, 2]
+            k = 3 * M * np.int64(knot[e])
+            x_j, t = x[sender[e]], flat[k : k + 4 * M]
+            for f in range(M):
+                y[f] += x_j[f] * (t[M + f] + w0 * t[f] + w1 * t[2 * M + f] + w2 * t[3 * M + f])
 
 
 @njit(**COMPILED)
-def energies_and_forces(x, edges, weights, tables):
-    """Return the energies of the atoms, (N,), the forces, (N, 3), and the pulls, (E,).
+def convolve_back(lo, hi, x, g, table, edges, out, pull):
+    """out_i = Σ_e g_j ∘ W(e); to pull_e, dE/dd of the pair, comes Σ_f (g_i x_j + g_j x_i) ∘ W'(e)."""
+    first, sender, knot, _, _, w, dw = edges
+    M, flat = x.shape[1], table.reshape(-1)
+    for i in range(lo, hi):
+        y, x_i, g_i = out[i], x[i], g[i]
+        y[:] = 0
+        for e in range(first[i], first[i + 1]):
+            w0, w1, w2 = w[e, 0], w[e, 1], w[e, 2]
+            v0, v1, v2 = dw[e, 0], dw[e, 1], dw[e, 2]
+            k = 3 * M * np.int64(knot[e])
+            x_j, g_j, t = x[sender[e]], g[sender[e]], flat[k : k + 4 * M]
+            total = x.dtype.type(0)
+            for f in range(M):
+                S, D, S1 = t[f], t[2 * M + f], t[3 * M + f]
+                y[f] += g_j[f] * (t[M + f] + w0 * S + w1 * D + w2 * S1)
+                total += (g_i[f] * x_j[f] + g_j[f] * x_i[f]) * (v0 * S + v1 * D + v2 * S1)
+            pull[e] += total
 
-    The embeddings x, (N, F), are overwritten.
-    """
-    first, sender, _, unit, knot, w, dw = edges
-    A, U1, b1, U2, b2, R1, c1, R2, c2 = weights
-    (L, M, F), N = A.shape, len(x)
-    h, s = np.empty((L, N, M), x.dtype), np.empty((L, N, F), x.dtype)
-    y, g = np.empty((N, M), x.dtype), np.empty((N, F), x.dtype)
-    for n in range(L):
-        dense(x, A[n], h[n], False)
-        convolve(h[n], tables[n], knot, w, first, sender, y)
-        update(y, U1[n], b1[n], U2[n], b2[n], s[n], x)
-    energy, pull = np.empty(N, x.dtype), np.zeros(len(sender), x.dtype)
-    readout(x, R1, c1, R2, c2, energy, g)
-    g_y = np.empty((N, M), x.dtype)
-    for n in range(L - 1, -1, -1):
-        update_back(g, U1[n], U2[n], s[n], g_y)
-        convolve_back(h[n], g_y, tables[n], knot, w, dw, first, sender, y, pull)
+
+@njit(**COMPILED)
+def convolve_tangent(lo, hi, x, dx, table, edges, speed, out):
+    """out_i = Σ_e ẋ_j ∘ W(e) + x_j ∘ W'(e) ḋ_e."""
+    first, sender, knot, _, _, w, dw = edges
+    M, flat = x.shape[1], table.reshape(-1)
+    for i in range(lo, hi):
+        y = out[i]
+        y[:] = 0
+        for e in range(first[i], first[i + 1]):
+            w0, w1, w2, v = w[e, 0], w[e, 1], w[e, 2], speed[e]
+            v0, v1, v2 = v * dw[e, 0], v * dw[e, 1], v * dw[e, 2]
+            k = 3 * M * np.int64(knot[e])
+            x_j, dx_j, t = x[sender[e]], dx[sender[e]], flat[k : k + 4 * M]
+            for f in range(M):
+                S, D, S1 = t[f], t[2 * M + f], t[3 * M + f]
+                W, dW = t[M + f] + w0 * S + w1 * D + w2 * S1, v0 * S + v1 * D + v2 * S1
+                y[f] += dx_j[f] * W + x_j[f] * dW
+
+
+@njit(parallel=True, **COMPILED)
+def begin(x, At, h):
+    """Fill h of the first block."""
+    rows = rows_of(At)
+    for block in prange((len(x) + rows - 1) // rows):
+        part = slice(block * rows, min((block + 1) * rows, len(x)))
+        np.dot(x[part], At, h[part])
+
+
+@njit(parallel=True, **COMPILED)
+def forward(n, edges, weights, table, x, h, y, a, slope, x_next, h_next):
+    """Go through block n, from its x and h to x of the next one and, if there is one, its h."""
+    rows, b1, b2 = rows_of(weights.U2[n]), weights.b1[n], weights.b2[n]
+    for block in prange((len(x) + rows - 1) // rows):
+        lo, hi = block * rows, min((block + 1) * rows, len(x))
+        convolve(lo, hi, h, table, edges, y)
+        s, a_part, x_part = np.dot(y[lo:hi], weights.U1t[n]), a[lo:hi], x_next[lo:hi]
+        for i in range(hi - lo):
+            for f in range(len(b1)):
+                softplus, sigmoid = softplus_and_sigmoid(s[i, f] + b1[f])
+                a_part[i, f], slope[lo + i, f] = softplus - LOG_2, sigmoid
+        np.dot(a_part, weights.U2t[n], s)
+        for i in range(hi - lo):
+            for f in range(len(b2)):
+                x_part[i, f] = x[lo + i, f] + s[i, f] + b2[f]
+        if n + 1 < len(weights.A):
+            np.dot(x_part, weights.At[n + 1], h_next[lo:hi])
+
+
+@njit(**COMPILED)
+def update_back(lo, hi, g, U1, U2, slope, g_s, g_y):
+    """Fill the gradients of s and y of the rows lo : hi of a block, from those of its result."""
+    np.dot(g[lo:hi], U2, g_s[lo:hi])
+    for i in range(lo, hi):
+        for f in range(g_s.shape[1]):
+            g_s[i, f] *= slope[i, f]
+    np.dot(g_s[lo:hi], U1, g_y[lo:hi])
+
+
+@njit(parallel=True, **COMPILED)
+def read_out(x, weights, slope, energy, a_R, slope_R, g, g_s, g_y):
+    """Fill the energies of the atoms, and go back from them through the update of the last block."""
+    R2, c1, L, rows = weights.R2, weights.c1, len(weights.A), rows_of(weights.U2[0])
+    for block in prange((len(x) + rows - 1) // rows):
+        lo, hi = block * rows, min((block + 1) * rows, len(x))
+        s = np.dot(x[lo:hi], weights.R1t)
+        for i in range(hi - lo):
+            total = weights.c2[0]
+            for f in range(len(c1)):
+                softplus, sigmoid = softplus_and_sigmoid(s[i, f] + c1[f])
+                a_R[lo + i, f], slope_R[lo + i, f] = softplus - LOG_2, sigmoid
+                total += R2[0, f] * (softplus - LOG_2)
+                s[i, f] = R2[0, f] * sigmoid
+            energy[lo + i] = total
+        np.dot(s, weights.R1, g[lo:hi])
+        update_back(lo, hi, g, weights.U1[L - 1], weights.U2[L - 1], slope, g_s, g_y)
+
+
+@njit(parallel=True, **COMPILED)
+def backward(n, edges, weights, table, h, slope, g_y, pull, g_h, g, g_x, g_s, g_y_before, forces):
+    """Go back through the convolution of block n and the update of the one before."""
+    first, unit, rows = edges[0], edges[4], rows_of(weights.U2[0])
+    for block in prange((len(h) + rows - 1) // rows):
+        lo, hi = block * rows, min((block + 1) * rows, len(h))
+        convolve_back(lo, hi, h, g_y, table, edges, g_h, pull)
         if n > 0:
-            dense(y, np.ascontiguousarray(A[n].T), g, True)
-    forces = np.empty((N, 3), x.dtype)
-    gather(pull, unit, first, forces)
-    return energy, forces, pull
+            step = np.dot(g_h[lo:hi], weights.A[n])
+            for i in range(hi - lo):
+                for f in range(step.shape[1]):
+                    g_x[lo + i, f] = g[lo + i, f] + step[i, f]
+            update_back(lo, hi, g_x, weights.U1[n - 1], weights.U2[n - 1], slope, g_s, g_y_before)
+        else:
+            for i in range(lo, hi):
+                force = forces[i]
+                force[:] = 0
+                for e in range(first[i], first[i + 1]):
+                    for axis in range(3):
+                        force[axis] += pull[e] * unit[e, axis]
+
+
+@njit(**COMPILED)
+def energies_and_forces(x, edges, weights, tables, keep):
+    """Return the energies of the atoms, (N,), the forces, (N, 3), the pulls, (E,), and all between.
+
+    Args:
+        x: the embeddings, (N, F).
+        keep: keep of each block what `gradients` needs; otherwise its place is used again.
+    """
+    (L, M, F), N, new = weights.A.shape, len(x), x.dtype
+    num, more = (L, 1) if keep else (1, 0)
+    xs, hs, ys = np.empty((num + more, N, F), new), np.empty((L, N, M), new), np.empty((num, N, M), new)
+    a, slope = np.empty((num, N, F), new), np.empty((L, N, F), new)
+    g, g_s = np.empty((num + more, N, F), new), np.empty((num, N, F), new)
+    g_y, g_h = np.empty((min(2 * num, L), N, M), new), np.empty((num, N, M), new)
+    a_R, slope_R = np.empty((N, len(weights.R1)), new), np.empty((N, len(weights.R1)), new)
+    energy, forces, pull = np.empty(N, new), np.empty((N, 3), new), np.zeros(len(edges[1]), new)
+    xs[0] = x
+    begin(x, weights.At[0], hs[0])
+    for n in range(L):
+        forward(n, edges, weights, tables[n], xs[n % len(xs)], hs[n], ys[n % num], a[n % num],
+                slope[n], xs[(n + 1) % len(xs)], hs[(n + 1) % L])  # fmt: skip
+    last = L - 1
+    read_out(xs[L % len(xs)], weights, slope[last], energy, a_R, slope_R, g[L % len(g)],
+             g_s[last % num], g_y[last % len(g_y)])  # fmt: skip
+    for n in range(last, -1, -1):
+        backward(n, edges, weights, tables[n], hs[n], slope[n - 1], g_y[n % len(g_y)], pull,
+                 g_h[n % num], g[(n + 1) % len(g)], g[n % len(g)], g_s[(n - 1) % num],
+                 g_y[(n - 1) % len(g_y)], forces)  # fmt: skip
+    return energy, forces, pull, (xs, hs, ys, a, slope, a_R, slope_R, g, g_s, g_y, g_h)
+
+
+@njit(parallel=True, **COMPILED)
+def tabulate(filters, spacing):
+    """Return the tables, and of each filter network's inner layer a, σ and ṡ: (L, K + 1, M)."""
+    (L, M, _), (_, K1, _), new = filters.W1.shape, filters.e.shape, filters.e.dtype
+    tables, a = np.empty((L, K1, 3 * M), new), np.empty((L, K1, M), new)
+    slope, ds, rows = np.empty((L, K1, M), new), np.empty((L, K1, M), new), rows_of(filters.W2[0])
+    num = (K1 + rows - 1) // rows
+    for task in prange(L * num):
+        n, lo = task // num, task % num * rows
+        hi = min(lo + rows, K1)
+        s = np.dot(filters.e[0, lo:hi], filters.W1t[n])
+        np.dot(filters.e[1, lo:hi], filters.W1t[n], ds[n, lo:hi])
+        da = np.empty_like(s)
+        for k in range(hi - lo):
+            for f in range(M):
+                softplus, sigmoid = softplus_and_sigmoid(s[k, f] + filters.b1[n, f])
+                a[n, lo + k, f], slope[n, lo + k, f] = softplus - LOG_2, sigmoid
+                da[k, f] = sigmoid * ds[n, lo + k, f]
+        np.dot(a[n, lo:hi], filters.W2t[n], s)
+        dW = np.dot(da, filters.W2t[n])
+        for k in range(hi - lo):
+            row, C, dC = tables[n, lo + k], filters.C[0, lo + k], filters.C[1, lo + k]
+            for f in range(M):
+                W = s[k, f] + filters.b2[n, f]
+                row[f], row[M + f] = dW[k, f] * C + W * dC, W * C
+    for n in prange(L):
+        table = tables[n]
+        for k in range(K1 - 1):
+            for f in range(M):
+                table[k, 2 * M + f] = (table[k + 1, M + f] - table[k, M + f]) / spacing
+        table[K1 - 1, 2 * M :] = 0
+    return tables, (a, slope, ds)

@@ -74,6 +74,8 @@ class PeriodicGraph(nn.Module):
         self._cells: Tensor | None = None
         self._pbc: Tensor | None = None
         self._list: _EdgeList | None = None
+        self._offsets: Tensor | None = None  # of the list, for the cells that follow
+        self._offsets_of: Tensor | None = None
 
     def set_cells(
         self, cells: Tensor | None, pbc: Tensor | Sequence[bool] | bool = True
@@ -132,13 +134,28 @@ class PeriodicGraph(nn.Module):
         in_range, _, offset = self._search(pos, batch)
         return self._list.edge_index.index_select(1, in_range), offset.index_select(0, in_range)
 
-    def _search(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return which of the list's edges are in range, and the lengths and offsets of all."""
+    def candidates(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the whole list, which reaches as far as the skin, as `edges_and_offsets` does.
+
+        As long as the list and the cells stay, so do the tensors.
+        """
+        cells = self._update(pos, batch).detach()
+        if self._offsets is None or not torch.equal(cells, self._offsets_of):
+            self._offsets, self._offsets_of = _offsets(cells, self._list), cells.clone()
+        return self._list.edge_index, self._offsets
+
+    def _update(self, pos: Tensor, batch: Tensor) -> Tensor:
+        """Build the list if it has to be; return the cells of the samples."""
         batch_size, n_atoms = get_batch_dimensions(batch)
         _expect_positions(pos, batch)
         cells, pbc = self._cells_of(pos, batch_size)
         if not self._holds_every_edge(pos.detach(), batch, cells.detach(), pbc):
             self._build(pos.detach(), batch, n_atoms, cells.detach(), pbc)
+        return cells
+
+    def _search(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which of the list's edges are in range, and the lengths and offsets of all."""
+        cells = self._update(pos, batch)
         offset = _offsets(cells, self._list)  # (E, 3)
         d_ij = _distances(pos, self._list.edge_index, offset)  # (E,), up to cutoff + skin
         if (d_ij == 0).any():
@@ -195,6 +212,7 @@ class PeriodicGraph(nn.Module):
             [len(shift) for shift in shifts],
             *(x.clone() for x in (pos, batch, cells, pbc)),
         )
+        self._offsets = None
         self.num_builds += 1
 
 

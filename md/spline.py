@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from md.neighbors import PeriodicGraph
 from md.potential import by_autograd
-from md.spline_passes import Graph, Network, with_differences
 from schnet_helpers import (
     RadiusInteractionGraph,
     SchNet,
@@ -32,83 +31,77 @@ from schnet_helpers import (
 )
 
 try:
-    from md import fused, kernels
+    from md import fused, fused_graph, kernels
 except ImportError:  # no numba: the plain network does it all
-    fused = kernels = None
+    fused = fused_graph = kernels = None
 
 MIN_INTERVALS, MAX_INTERVALS = 64, 2**15
 TOLERANCES = {torch.float32: 4e-6, torch.float64: 1e-10}
 
 
-class _Convolve(torch.autograd.Function):
-    """y_i = Σ_e x_j ∘ W(e): (N, F), with derivatives of any order by x, w and the table."""
+class Network:
+    """The weights of a SchNet, copied to where the compiled passes take them from.
 
-    @staticmethod
-    def forward(ctx, x, w, table, edges):
-        ctx.save_for_backward(x, w, table)
-        ctx.edges, y = edges, torch.empty_like(x)
-        x, w, table = (t.detach().contiguous().numpy() for t in (x, w, table))
-        kernels.convolve(x, table, edges.knot, w, *edges.by_receiver, edges.sender, y.numpy())
-        return y
+    Args:
+        model: the network.
+    """
 
-    @staticmethod
-    def backward(ctx, g):
-        x, w, table = ctx.saved_tensors
-        edges, (need_x, need_w, need_table, _) = ctx.edges, ctx.needs_input_grad
-        return (
-            _Convolve.apply(g, w, table, edges.reversed()) if need_x else None,
-            _EdgeProducts.apply(g, x, table, edges) if need_w else None,
-            _TableGradient.apply(g, x, w, edges, len(table)) if need_table else None,
-            None,
-        )
+    def __init__(self, model: SchNet) -> None:
+        self.model = model
+        self._now, self._seen, self._views = torch.empty(0), torch.empty(0), []
 
+    def layers(self) -> list[list[Tensor]]:
+        """Return the weights by kind, those of all blocks together; `parameters()` is slow."""
+        model, layers = self.model, []
+        for block in model.interactions._modules.values():
+            parts = block._modules
+            mlp, conv = parts["mlp"]._modules, parts["conv"]._modules
+            dense = (conv["lin1"], conv["lin2"], parts["lin"], mlp["0"], mlp["2"])
+            layers.append([w for layer in dense for w in layer._parameters.values()])
+        kinds = [[w for w in kind if w is not None] for kind in zip(*layers, strict=True)]
+        first, _, second = model.readout._modules.values()
+        ends = (*first._parameters.values(), *second._parameters.values())
+        return [kind for kind in kinds if kind] + [[w] for w in ends]
 
-class _EdgeProducts(torch.autograd.Function):
-    """The derivative of Σ_i g_i · y_i by w: (E, 4)."""
+    def read(self) -> bool:
+        """Copy the weights; return whether they are others than the last time."""
+        tensors = [w.detach() for kind in self.layers() for w in kind]
+        tensors += self.model.radial_expansion._buffers.values()
+        if any(a.dtype != self._now.dtype or a.shape != b.shape
+               for a, b in zip(tensors, self._views or tensors, strict=True)):  # fmt: skip
+            self._views = []
+        if not self._views:
+            self._now = torch.cat([x.flatten() for x in tensors])
+            parts = self._now.split([x.numel() for x in tensors])
+            self._views = [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
+        else:
+            torch._foreach_copy_(self._views, tensors)
+        if self._seen.dtype == self._now.dtype and torch.equal(self._seen, self._now):
+            return False
+        self._seen = self._now.clone()
+        return True
 
-    @staticmethod
-    def forward(ctx, g, x, table, edges):
-        ctx.save_for_backward(g, x, table)
-        ctx.edges, out = edges, x.new_empty(len(edges.knot), 4)
-        g, x, table = (t.detach().contiguous().numpy() for t in (g, x, table))
-        kernels.edge_products(g, x, table, edges.knot, edges.receiver, edges.sender, out.numpy())
-        return out
+    def stacked(self) -> list[np.ndarray]:
+        """Return what was read the last time, by kind: (L, ...) of the blocks, then the readout."""
+        arrays, at, flat = [], 0, self._seen.numpy()
+        for number, kind in enumerate(self.layers()):
+            shape = kind[0].shape if number >= 9 else (len(kind), *kind[0].shape)
+            arrays.append(flat[at : at + math.prod(shape)].reshape(shape))
+            at += arrays[-1].size
+        return arrays
 
-    @staticmethod
-    def backward(ctx, u):
-        g, x, table = ctx.saved_tensors
-        edges, (need_g, need_x, need_table, _) = ctx.edges, ctx.needs_input_grad
-        return (
-            _Convolve.apply(x, u, table, edges) if need_g else None,
-            _Convolve.apply(g, u, table, edges.reversed()) if need_x else None,
-            _TableGradient.apply(g, x, u, edges, len(table)) if need_table else None,
-            None,
-        )
+    def weights(self) -> fused.Weights:
+        """Return the weights of the blocks and of the readout as they were read."""
+        A, U1, b1, U2, b2, _, _, _, _, R1, c1, R2, c2 = self.stacked()
+        transposed = (np.ascontiguousarray(x.swapaxes(-1, -2)) for x in (A, U1, U2, R1))
+        At, U1t, U2t, R1t = transposed
+        return fused.Weights(A, At, U1, U1t, b1, U2, U2t, b2, R1, R1t, c1, R2, c2)
 
-
-class _TableGradient(torch.autograd.Function):
-    """The derivative of Σ_i g_i · y_i by the table: (K + 1, 3 F)."""
-
-    @staticmethod
-    def forward(ctx, g, x, w, edges, num_knots):
-        ctx.save_for_backward(g, x, w)
-        ctx.edges = edges
-        parts = x.new_empty(kernels.num_parts(len(edges.knot)), num_knots, 3 * x.shape[1])
-        g, x, w = (t.detach().contiguous().numpy() for t in (g, x, w))
-        kernels.table_gradient(g, x, edges.knot, w, edges.receiver, edges.sender, parts.numpy())
-        return parts.sum(dim=0)
-
-    @staticmethod
-    def backward(ctx, table):
-        g, x, w = ctx.saved_tensors
-        edges, (need_g, need_x, need_w, *_) = ctx.edges, ctx.needs_input_grad
-        return (
-            _Convolve.apply(x, w, table, edges) if need_g else None,
-            _Convolve.apply(g, w, table, edges.reversed()) if need_x else None,
-            _EdgeProducts.apply(g, x, table, edges) if need_w else None,
-            None,
-            None,
-        )
+    def filters(self, e: np.ndarray, C: np.ndarray) -> fused.Filters:
+        """Return the weights of the filter networks, for `fused.tabulate`."""
+        W1, b1, W2, b2 = self.stacked()[5:9]
+        W1t, W2t = (np.ascontiguousarray(x.swapaxes(1, 2)) for x in (W1, W2))
+        return fused.Filters(W1, W1t, b1, W2, W2t, b2, e, C)
 
 
 class SplineSchNet(SchNet):
@@ -135,21 +128,21 @@ class SplineSchNet(SchNet):
             raise ValueError(f"tolerance: expected a number >= 0, below 1, got {tolerance}")
         self.__dict__.update(model.__dict__)  # the same modules: the weights are shared
         self._modules = dict(model._modules)
-        self.tolerance = tolerance
-        self._seen: list[Tensor] = []  # the weights that the following were made of
+        self.tolerance, self.num_intervals = tolerance, 0
+        self._network = Network(self)
         self._tables: list[Tensor] = []
         self._compiled: tuple[object, ...] = ()  # the same for `fused`: weights, tables
-        self.num_intervals = 0
+        self._list: tuple[object, ...] = ()  # a sorted neighbour list, and what it was made of
 
     def atomic_energies(self, z: Tensor, edge_index: Tensor, d_ij: Tensor) -> Tensor:
         """Return the energy of each atom, (N, 1), from z (N, 1), edges (2, E), lengths (E,)."""
         if not self._applies(d_ij):
             return super().atomic_energies(z, edge_index, d_ij)
-        fused.use_threads_of_torch()
+        fused_graph.use_threads_of_torch()
         x, tables = self.embedding(z), self.tables()
         edges, w = _hermite(d_ij, edge_index, len(x), self.cutoff, self.num_intervals)
         for block, table in zip(self.interactions, tables, strict=True):
-            y = _Convolve.apply(block.conv.lin1(x), w, table, edges)
+            y = kernels.Convolve.apply(block.conv.lin1(x), w, table, edges)
             x = x + block.lin(block.act(block.conv.lin2(y)))
         return self.readout(x)
 
@@ -179,40 +172,54 @@ class SplineSchNet(SchNet):
         batch_size, n_atoms = get_batch_dimensions(batch)
         self._expect_type_and_device(z, pos)
         _expect_positions(pos, batch)
+        fused_graph.use_threads_of_torch()
         with torch.no_grad():
             x = self.embedding(spread_atomic_numbers(z, batch, batch_size).to(pos.dtype))
             self._refresh()
             order, edges = self._edges(pos.detach(), batch, n_atoms)
-        fused.use_threads_of_torch()
-        x = x.numpy()[order]  # a copy where atoms are sorted
-        x = x if isinstance(order, np.ndarray) else x.copy()
-        energy_i, force, pull = fused.energies_and_forces(x, edges, *self._compiled)
+        x = np.ascontiguousarray(x.numpy()[order])
+        energy_i, force, pull, _ = fused.energies_and_forces(x, edges, *self._compiled, False)
         forces = torch.empty_like(pos)
         forces.numpy()[order] = force
         energy_i = torch.from_numpy(energy_i).view(-1, 1)  # sorted atoms stay in their sample
         energy = energy_i.new_zeros(batch_size, 1).index_add(0, batch, energy_i)
-        return energy, forces, (edges[2], edges[3], pull)
+        return energy, forces, (edges[3], edges[4], pull)
 
     def _edges(self, pos: Tensor, batch: Tensor, n_atoms: Tensor) -> tuple[object, tuple]:
         """Return an order of the atoms, and the edges between them in that order."""
-        graph, K = self.interaction_graph, self.num_intervals
+        graph, table = self.interaction_graph, (self.cutoff / self.num_intervals, self.num_intervals)
+        start = F.pad(n_atoms.cumsum(0), (1, 0)).numpy()
         if isinstance(graph, RadiusInteractionGraph) and graph.max_num_neighbors is None:
-            start = F.pad(n_atoms.cumsum(0), (1, 0)).numpy()
-            order, edges, distinct = fused.find_graph(
-                pos.numpy(), batch.numpy(), start, graph.cutoff, self.cutoff / K, K
+            order, edges, distinct = fused_graph.find_graph(
+                pos.numpy(), batch.numpy(), start, min(graph.cutoff, self.cutoff), *table
             )
-            if not distinct:
-                graph(pos, batch)  # raises the error that names the atoms
-            return order, edges
-        if isinstance(graph, PeriodicGraph):
-            (sender, receiver), offset = graph.edges_and_offsets(pos, batch)
         else:
-            (sender, receiver), _ = graph(pos, batch)
-            offset = pos.new_zeros(1, 3).expand(len(sender), 3)
-        edges, _ = fused.sort_graph(
-            pos.numpy(), receiver.numpy(), sender.numpy(), offset.numpy(), self.cutoff / K, K
-        )
-        return slice(None), edges
+            if isinstance(graph, PeriodicGraph):
+                edge_index, offset = graph.candidates(pos, batch)
+            else:
+                edge_index, offset = graph(pos, batch)[0], pos.new_zeros(1, 3)
+            order, given = self._sorted(pos, start, edge_index, offset)
+            edges, distinct = fused_graph.narrow_graph(
+                pos.numpy()[order], given, min(graph.cutoff, self.cutoff), *table
+            )
+        if not distinct:
+            graph(pos, batch)  # raises the error that names the atoms
+        return order, edges
+
+    def _sorted(
+        self, pos: Tensor, start: np.ndarray, edge_index: Tensor, offset: Tensor
+    ) -> tuple[np.ndarray, tuple]:
+        """Return an order of the atoms along cells, and the edges in that order, by receiver."""
+        if self._list and self._list[0] is edge_index and self._list[1] is offset:
+            return self._list[2:]
+        order = fused_graph.sort_into_cells(pos.numpy(), start, self.cutoff)[0]
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        sender, receiver = place[edge_index.numpy()]
+        offsets = np.broadcast_to(offset.numpy(), (len(sender), 3))
+        given = fused_graph.sort_graph(receiver, sender, offsets, len(pos))
+        self._list = edge_index, offset, order, given
+        return order, given
 
     def _applies(self, like: Tensor) -> bool:
         return tables_apply(like.device, like.dtype)
@@ -228,15 +235,11 @@ class SplineSchNet(SchNet):
 
     def _refresh(self) -> None:
         """Make everything anew that was made of weights that are not those of now."""
-        weights = _weights(self)
-        if len(weights) == len(self._seen) and all(map(_same, weights, self._seen)):
-            return
-        with torch.no_grad():
-            self._seen = [weight.detach().clone() for weight in weights]
-            self._tables = self._tabulate()
+        if self._network.read():
+            with torch.no_grad():
+                self._tables = self._tabulate()
             self.num_intervals = len(self._tables[0]) - 1
-            stacked = torch.stack(self._tables).numpy()
-            self._compiled = tuple(x.copy() for x in Network(self).weights()), stacked
+            self._compiled = self._network.weights(), torch.stack(self._tables).numpy()
 
     def _tabulate(self) -> list[Tensor]:
         """Return tables that keep the tolerance, made in float64."""
@@ -250,17 +253,6 @@ class SplineSchNet(SchNet):
         raise ValueError(
             f"tolerance: expected one that {MAX_INTERVALS} intervals can keep, got {tolerance}"
         )
-
-
-def _weights(model: SchNet) -> list[Tensor]:
-    """Return what tables are made of; `parameters()` takes as long as a small network."""
-    layers = [*model.readout._modules.values()]
-    for block in model.interactions._modules.values():
-        parts = block._modules
-        layers += [*parts["mlp"]._modules.values(), *parts["conv"]._modules.values(), parts["lin"]]
-    weights = [weight for layer in layers for weight in layer._parameters.values()]
-    weights += model.radial_expansion._buffers.values()
-    return [weight for weight in weights if weight is not None]
 
 
 def tabulated(model: nn.Module) -> nn.Module:
@@ -291,7 +283,8 @@ def filter_tables(model: SchNet, num_intervals: int) -> list[Tensor]:
     tables = []
     for block in model.interactions:
         W, dW = torch.func.jvp(partial(filters, block.mlp), (d,), (torch.ones_like(d),))
-        tables.append(with_differences(W, dW, cutoff / num_intervals))
+        differences = F.pad(W[1:] - W[:-1], (0, 0, 0, 1)) * num_intervals / cutoff
+        tables.append(torch.cat([dW, W, differences], dim=1))
     return tables
 
 
@@ -302,8 +295,8 @@ def _deviation(table: Tensor, finer: Tensor, cutoff: float) -> float:
     close to where the errors are largest: t = 1/2 for values, t = 0.21 for slopes.
     """
     spacing, errors = cutoff / (len(table) - 1), []
-    (V, S, D), (exact_W, exact_dW, _) = table.chunk(3, dim=1), finer.chunk(3, dim=1)
-    knots = torch.stack([V[:-1], S[:-1], D[:-1], S[1:]])  # (4, K, F)
+    (S, V, D), (exact_dW, exact_W, _) = table.chunk(3, dim=1), finer.chunk(3, dim=1)
+    knots = torch.stack([S[:-1], V[:-1], D[:-1], S[1:]])  # (4, K, F)
     for quarter in (1, 2, 3):
         w, dw = hermite_basis(torch.tensor(quarter / 4, dtype=V.dtype), spacing)
         value, slope = (torch.tensordot(basis, knots, dims=1) for basis in (w, dw))
@@ -315,13 +308,12 @@ def _deviation(table: Tensor, finer: Tensor, cutoff: float) -> float:
 def hermite_basis(t: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
     """Return the cubic Hermite basis at t in [0, 1] of an interval, (..., 4), and its slope.
 
-    It goes with V_k, S_k, D_k and S_{k+1}; see `md.kernels`.
+    It goes with S_k, V_k, D_k and S_{k+1}; see `md.fused`.
     """
-    s = 1 - t
-    w = torch.stack([t * s * s, t * t * (1 + 2 * s), -t * t * s], dim=-1)
-    dw = torch.stack([s * (s - 2 * t), 6 * t * s, t * (t - 2 * s)], dim=-1)
-    one = torch.ones_like(t).unsqueeze(-1)
-    return torch.cat([one, spacing * w], dim=-1), torch.cat([0 * one, dw], dim=-1)
+    s, zero = 1 - t, torch.zeros_like(t)
+    w = [spacing * t * s * s, zero + 1, spacing * t * t * (1 + 2 * s), -spacing * t * t * s]
+    dw = [s * (s - 2 * t), zero, 6 * t * s, t * (t - 2 * s)]
+    return torch.stack(w, dim=-1), torch.stack(dw, dim=-1)
 
 
 @cache
@@ -334,18 +326,14 @@ def tables_apply(device: torch.device, dtype: torch.dtype) -> bool:
     return ok
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-
-
 def _hermite(
     d: Tensor, edge_index: Tensor, num_atoms: int, cutoff: float, K: int
-) -> tuple[Graph, Tensor]:
+) -> tuple[kernels.Edges, Tensor]:
     """Return the edges for the kernels, and the Hermite basis (E, 4), differentiable in d."""
     spacing = cutoff / K
     knot = (d.detach() / spacing).long().clamp_(max=K - 1)
     t = (d.double() / spacing - knot).to(d.dtype)  # in float32, d / spacing has lost digits of t
     w = hermite_basis(t, spacing)[0] * (d < cutoff).unsqueeze(1)
     sender, receiver = edge_index.numpy()
-    orders = (fused.sort_edges(atom, num_atoms) for atom in (receiver, sender))
-    return Graph(receiver, sender, *orders, None, None, knot.numpy(), None, None), w
+    orders = (fused_graph.sort_edges(atom, num_atoms) for atom in (receiver, sender))
+    return kernels.Edges(receiver, sender, *orders, knot.numpy()), w

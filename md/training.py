@@ -27,7 +27,7 @@ from tqdm import tqdm
 from md.data import Batch, Dataset
 from md.potential import Standardized, fit_element_energies
 from md.spline import tables_apply
-from md.spline_passes import SplineForces
+from md.spline_training import SplineForces
 from schnet_helpers import ElementEmbedding, SchNet
 
 ENGINES = ("spline", "plain", "compiled")

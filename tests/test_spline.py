@@ -12,13 +12,14 @@ from contract import EnergyModelContract, assert_equal, molecules
 from torch import Tensor, nn
 
 from fake_data import fake_trajectory
-from md import fused, spline
+from md import fused, fused_graph, spline
 from md.calculator import ModelCalculator
 from md.data import Dataset
 from md.neighbors import PeriodicGraph
 from md.potential import Standardized, by_autograd, energy_and_forces
-from md.spline import SplineSchNet, _Convolve, _EdgeProducts, _TableGradient, tabulated
-from md.spline_passes import Graph, SplineForces
+from md.kernels import Convolve, EdgeProducts, Edges, TableGradient
+from md.spline import SplineSchNet, tabulated
+from md.spline_training import SplineForces
 from md.training import FrameForces, Settings, loss_of, make_engine
 from schnet_helpers import ElementEmbedding, RadiusInteractionGraph, SchNet
 
@@ -221,8 +222,8 @@ def test_tolerance_bounds_filters_and_slopes(gamma):
         W, slope = torch.func.jvp(exact, (d,), (torch.ones_like(d),))
         knot = (d / h).long()
         basis = spline.hermite_basis(d / h - knot, h)
-        V, S, D = table.chunk(3, dim=1)
-        rows = torch.stack([V[knot], S[knot], D[knot], S[knot + 1]], dim=1)  # (E, 4, F)
+        S, V, D = table.chunk(3, dim=1)
+        rows = torch.stack([S[knot], V[knot], D[knot], S[knot + 1]], dim=1)  # (E, 4, F)
         for w, expected in zip(basis, (W, slope), strict=True):
             error = (w.unsqueeze(2) * rows).sum(1) - expected
             assert error.abs().max() < 1.05e-5 * expected.abs().max()
@@ -231,7 +232,7 @@ def test_tolerance_bounds_filters_and_slopes(gamma):
 
 def test_filters_end_at_the_cutoff_with_value_and_slope_zero():
     for table in SplineSchNet(schnet()).tables():
-        V, S, _ = table.chunk(3, dim=1)
+        S, V, _ = table.chunk(3, dim=1)
         assert not V[-1].any() and not S[-1].any()
         assert V[-2].abs().max() > 0
 
@@ -239,13 +240,13 @@ def test_filters_end_at_the_cutoff_with_value_and_slope_zero():
 # The kernels
 
 
-def random_graph(num_atoms: int = 5, num_edges: int = 12, K: int = 3) -> Graph:
+def random_graph(num_atoms: int = 5, num_edges: int = 12, K: int = 3) -> Edges:
     """Return a graph that is not symmetric, with an atom without edges and a double edge."""
     rng = np.random.default_rng(0)
     receiver, sender = rng.integers(0, num_atoms - 1, (2, num_edges))
     receiver[1], sender[1] = receiver[0], sender[0]
-    orders = [fused.sort_edges(atom, num_atoms) for atom in (receiver, sender)]
-    return Graph(receiver, sender, *orders, None, None, rng.integers(0, K, num_edges), None, None)
+    orders = [fused_graph.sort_edges(atom, num_atoms) for atom in (receiver, sender)]
+    return Edges(receiver, sender, *orders, rng.integers(0, K, num_edges))
 
 
 def inputs(*shapes: tuple[int, int]) -> list[Tensor]:
@@ -257,18 +258,18 @@ def test_convolution_is_the_double_loop():
     edges, (x, w, table) = random_graph(), inputs((5, 3), (12, 4), (4, 9))
     expected = torch.zeros(5, 3, dtype=torch.float64)
     for e, (i, j, k) in enumerate(zip(edges.receiver, edges.sender, edges.knot, strict=True)):
-        rows = [table[k, 0:3], table[k, 3:6], table[k, 6:9], table[k + 1, 3:6]]
+        rows = [table[k, 0:3], table[k, 3:6], table[k, 6:9], table[k + 1, 0:3]]
         expected[i] += x[j] * sum(w[e, c] * rows[c] for c in range(4))
-    assert_equal(_Convolve.apply(x, w, table, edges), expected, atol=1e-12)
+    assert_equal(Convolve.apply(x, w, table, edges), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
 @pytest.mark.parametrize(
     ("function", "shapes", "more"),
     [
-        (_Convolve, [(5, 3), (12, 4), (4, 9)], []),
-        (_EdgeProducts, [(5, 3), (5, 3), (4, 9)], []),
-        (_TableGradient, [(5, 3), (5, 3), (12, 4)], [4]),
+        (Convolve, [(5, 3), (12, 4), (4, 9)], []),
+        (EdgeProducts, [(5, 3), (5, 3), (4, 9)], []),
+        (TableGradient, [(5, 3), (5, 3), (12, 4)], [4]),
     ],
 )
 def test_derivatives_of_the_kernels(check, function, shapes, more):

@@ -1,0 +1,223 @@
+"""The edges of a batch, as the compiled passes of `md.fused` take them.
+
+Axes:   N atoms, B samples, E directed edges j -> i.
+Edges:  (first, sender, knot, d, unit, w, dw), sorted by receiver: those of atom i are
+        first[i] : first[i + 1], (N + 1,); then for each edge its j, the interval of the table that
+        its length d falls into, the unit vector from i to j, (E, 3), and the Hermite basis w and
+        dw/dd, (E, 3), that go with a table's S_k, D_k and S_{k+1}; see `md.fused`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+
+# A change here is seen by the cache of this file only: no function calls one of another file.
+COMPILED = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
+FEW = 64  # atoms of a sample that are compared with all others
+CHUNK = 64  # atoms that a thread takes at a time
+
+
+def use_threads_of_torch() -> None:
+    """Let the loops run on as many threads as torch does: one, where small systems are many."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads() != threads:  # numba's first start gives all threads to OpenMP
+        torch.set_num_threads(threads)
+
+
+@njit(**COMPILED)
+def sort_edges(atom, num_atoms):
+    """Return `first` (N + 1,) and `order` (E,) of the edges by atom; a counting sort."""
+    first = np.zeros(num_atoms + 1, np.int64)
+    for e in range(len(atom)):
+        first[atom[e] + 1] += 1
+    for n in range(num_atoms):
+        first[n + 1] += first[n]
+    order, place = np.empty(len(atom), np.int64), first[:-1].copy()
+    for e in range(len(atom)):
+        order[place[atom[e]]] = e
+        place[atom[e]] += 1
+    return first, order
+
+
+@njit(**COMPILED)
+def sort_into_cells(pos, start, cutoff):
+    """Sort the atoms of each sample into cells at least as wide as the cutoff.
+
+    Returns:
+        The order of the atoms, (N,), the cell of each in that order, (N,), where the cells begin,
+        (C + 1,), how many a sample has along each axis, (B, 3), and its first one, (B + 1,).
+    """
+    N, B = len(pos), len(start) - 1
+    cell, shape = np.empty(N, np.int64), np.ones((B, 3), np.int64)
+    first_cell, low, high = np.zeros(B + 1, np.int64), np.empty(3), np.empty(3)
+    for b in range(B):
+        n, width = start[b + 1] - start[b], cutoff * (1 + 1e-6)
+        for axis in range(3):
+            low[axis], high[axis] = math.inf, -math.inf
+            for i in range(start[b], start[b + 1]):
+                low[axis] = min(low[axis], pos[i, axis])
+                high[axis] = max(high[axis], pos[i, axis])
+        while n > FEW:
+            along = np.maximum(1.0, np.floor((high - low) / width))
+            if along[0] * along[1] * along[2] <= n:
+                shape[b] = along.astype(np.int64)
+                break
+            width *= 1.26
+        first_cell[b + 1] = first_cell[b] + shape[b, 0] * shape[b, 1] * shape[b, 2]
+        for i in range(start[b], start[b + 1]):
+            at = 0
+            for axis in range(3):
+                k = min(int((pos[i, axis] - low[axis]) / width), shape[b, axis] - 1)
+                at = at * shape[b, axis] + k
+            cell[i] = first_cell[b] + at
+    cell_start, order = sort_edges(cell, first_cell[B])
+    return order, cell[order], cell_start, shape, first_cell
+
+
+@njit(**COMPILED)
+def rows_of_cells(i, b, cells, begin, end):
+    """Fill the ranges of atoms in the cells around atom i of sample b; return their number."""
+    _, cell, cell_start, shape, first_cell = cells
+    ny, nz = shape[b, 1], shape[b, 2]
+    at = cell[i] - first_cell[b]
+    cx, cy, cz = at // (ny * nz), at // nz % ny, at % nz
+    num = 0
+    for kx in range(max(cx - 1, 0), min(cx + 2, shape[b, 0])):
+        for ky in range(max(cy - 1, 0), min(cy + 2, ny)):
+            row = first_cell[b] + (kx * ny + ky) * nz
+            begin[num] = cell_start[row + max(cz - 1, 0)]
+            end[num] = cell_start[row + min(cz + 2, nz)]
+            num += 1
+    return num
+
+
+@njit(parallel=True, **COMPILED)
+def count_near(x, y, z, batch, cells, square, first):
+    """Write the number of neighbours of atom i to first[i + 1]."""
+    for chunk in prange((len(x) + CHUNK - 1) // CHUNK):
+        begin, end = np.empty(9, np.int64), np.empty(9, np.int64)
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(x))):
+            count = -1  # without itself
+            for row in range(rows_of_cells(i, batch[i], cells, begin, end)):
+                for j in range(begin[row], end[row]):
+                    dx, dy, dz = x[j] - x[i], y[j] - y[i], z[j] - z[i]
+                    count += 1 if dx * dx + dy * dy + dz * dz < square else 0
+            first[i + 1] = count
+
+
+@njit(parallel=True, **COMPILED)
+def find_near(x, y, z, batch, cells, square, first, sender, vector):
+    """Write the neighbours of each atom, and the vectors to them."""
+    for chunk in prange((len(x) + CHUNK - 1) // CHUNK):
+        begin, end = np.empty(9, np.int64), np.empty(9, np.int64)
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(x))):
+            e = first[i]
+            for row in range(rows_of_cells(i, batch[i], cells, begin, end)):
+                for j in range(begin[row], end[row]):
+                    dx, dy, dz = x[j] - x[i], y[j] - y[i], z[j] - z[i]
+                    if dx * dx + dy * dy + dz * dz < square and i != j:
+                        sender[e] = j
+                        vector[e, 0], vector[e, 1], vector[e, 2] = dx, dy, dz
+                        e += 1
+
+
+@njit(parallel=True, **COMPILED)
+def narrow(pos, given, cutoff, first, sender, vector):
+    """Take those edges of a list that are shorter than the cutoff.
+
+    Called with an empty `sender`, it writes the number of those of atom i to first[i + 1].
+    Called with room for them, and `first` the running sum, it writes the edges themselves.
+    """
+    first_given, sender_given, offset = given
+    fill, square = len(sender) > 0, cutoff * cutoff
+    for i in prange(len(pos)):
+        num = 0
+        for p in range(first_given[i], first_given[i + 1]):
+            j = sender_given[p]
+            dx = np.float64(pos[j, 0]) - pos[i, 0] + offset[p, 0]
+            dy = np.float64(pos[j, 1]) - pos[i, 1] + offset[p, 1]
+            dz = np.float64(pos[j, 2]) - pos[i, 2] + offset[p, 2]
+            if dx * dx + dy * dy + dz * dz < square:
+                if fill:
+                    e = first[i] + num
+                    sender[e] = j
+                    vector[e, 0], vector[e, 1], vector[e, 2] = dx, dy, dz
+                num += 1
+        if not fill:
+            first[i + 1] = num
+
+
+@njit(parallel=True, **COMPILED)
+def describe(vector, spacing, num_intervals, knot, d, w, dw):
+    """Fill the interval, the length and the Hermite basis of each edge; make its vector a unit."""
+    for e in prange(len(d)):
+        x, y, z = np.float64(vector[e, 0]), np.float64(vector[e, 1]), np.float64(vector[e, 2])
+        r = math.sqrt(x * x + y * y + z * z)
+        k = min(int(r / spacing), num_intervals - 1)
+        t = r / spacing - k
+        s = 1 - t
+        d[e], knot[e] = r, k
+        vector[e, 0], vector[e, 1], vector[e, 2] = x / r, y / r, z / r
+        w[e, 0], dw[e, 0] = spacing * t * s * s, s * (s - 2 * t)
+        w[e, 1], dw[e, 1] = spacing * t * t * (1 + 2 * s), 6 * t * s
+        w[e, 2], dw[e, 2] = -spacing * t * t * s, t * (t - 2 * s)
+
+
+@njit(**COMPILED)
+def described(first, sender, vector, spacing, num_intervals):
+    """Return the edges, and whether all of them have a length."""
+    E = len(sender)
+    knot, d = np.empty(E, np.uint32), np.empty(E, vector.dtype)
+    w, dw = np.empty((E, 3), vector.dtype), np.empty((E, 3), vector.dtype)
+    describe(vector, spacing, num_intervals, knot, d, w, dw)
+    return (first, sender, knot, d, vector, w, dw), E == 0 or d.min() > 0
+
+
+@njit(**COMPILED)
+def find_graph(pos, batch, start, cutoff, spacing, num_intervals):
+    """Find the edges between atoms closer than the cutoff, without periodic images.
+
+    Returns:
+        The order of the atoms, sample after sample and cell after cell, (N,), the edges, which
+        number them so, and whether no two atoms of a sample are in one place.
+    """
+    cells, square = sort_into_cells(pos, start, cutoff), cutoff * cutoff
+    points = np.empty((3, len(pos)))
+    for i in range(len(pos)):
+        for axis in range(3):
+            points[axis, i] = pos[cells[0][i], axis]
+    x, y, z = points[0], points[1], points[2]
+    first = np.zeros(len(pos) + 1, np.int64)
+    count_near(x, y, z, batch, cells, square, first)
+    first = np.cumsum(first)
+    sender, vector = np.empty(first[-1], np.uint32), np.empty((first[-1], 3), pos.dtype)
+    find_near(x, y, z, batch, cells, square, first, sender, vector)
+    return cells[0], *described(first, sender, vector, spacing, num_intervals)
+
+
+@njit(**COMPILED)
+def sort_graph(receiver, sender, offset, num_atoms):
+    """Return a list of edges sorted by receiver: first, senders and offsets."""
+    first, order = sort_edges(receiver, num_atoms)
+    return first, sender[order].astype(np.uint32), offset[order]
+
+
+@njit(**COMPILED)
+def narrow_graph(pos, given, cutoff, spacing, num_intervals):
+    """Return those edges of a sorted list that are in range, and whether all have a length.
+
+    An edge leads from r_j + offset to r_i.
+    """
+    first = np.zeros(len(pos) + 1, np.int64)
+    narrow(pos, given, cutoff, first, np.empty(0, np.uint32), pos[:0])
+    first = np.cumsum(first)
+    sender, vector = np.empty(first[-1], np.uint32), np.empty((first[-1], 3), pos.dtype)
+    if len(sender) > 0:
+        narrow(pos, given, cutoff, first, sender, vector)
+    return described(first, sender, vector, spacing, num_intervals)

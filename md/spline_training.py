@@ -1,0 +1,101 @@
+"""A training step on tables: energies and forces of frames, and the gradient of their loss.
+
+The tables are made of the weights in every step, and the gradient goes back through them.
+
+Axes:   N atoms, B samples, E directed edges j -> i, F features, K intervals of a table.
+Units:  those of the model.
+Graphs: symmetric, as a cutoff makes them: with every edge its reverse.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from md.potential import Standardized
+from md.spline import Network
+from schnet_helpers import SchNet
+
+try:
+    from md import fused, fused_graph, fused_training
+except ImportError:  # no numba: the plain network does it all
+    fused = fused_graph = fused_training = None
+
+
+class SplineForces(nn.Module):
+    """Energies and forces of frames whose edges are known, as `FrameForces`, on tables.
+
+    The gradient of a loss reaches the weights, not the positions. The tables are made anew in every
+    call: they always belong to the weights.
+
+    Args:
+        model: the model; a `SchNet` is inside.
+        num_intervals: K; 0 for six intervals to the width of a Gaussian, 1 / √(2γ): the slopes of
+            the filters are then 1e-4 of their size off, far less than a training step moves them.
+    """
+
+    def __init__(self, model: Standardized, num_intervals: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        widths = model.cutoff * math.sqrt(2 * float(model.model.radial_expansion.gamma))
+        self.num_intervals = num_intervals or max(64, math.ceil(6 * widths))
+        self.spacing = model.cutoff / self.num_intervals
+        self.network, self.knots = Network(model.model), expand_knots(model.model, self.num_intervals)
+
+    def forward(
+        self, z: Tensor, pos: Tensor, batch: Tensor, edge_index: Tensor, offset: Tensor, B: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return energies (B, 1) and forces (N, 3); an edge leads from r_j + offset to r_i."""
+        fused_graph.use_threads_of_torch()
+        sender, receiver = edge_index.numpy()
+        given = fused_graph.sort_graph(receiver, sender, offset.numpy(), len(pos))
+        edges, _ = fused_graph.narrow_graph(
+            pos.detach().numpy(), given, self.model.cutoff, self.spacing, self.num_intervals
+        )
+        x = self.model.model.embedding(z.to(pos.dtype))
+        weights = [weight for kind in self.network.layers() for weight in kind]
+        energy_i, forces = _Forces.apply(self, edges, x, *weights)
+        energy = energy_i.new_zeros(B, 1).index_add(0, batch, energy_i)
+        return self.model.in_units(energy, z, batch), self.model.scale.to(pos.dtype) * forces
+
+
+def expand_knots(model: SchNet, num_intervals: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Gaussians and the cutoff function at the knots, and their slopes.
+
+    e_k and de_k/dd, (2, K + 1, Gaussians), and C and dC/dd, (2, K + 1), in the model's dtype.
+    """
+    mu, gamma = model.radial_expansion.mu.double(), model.radial_expansion.gamma.double()
+    d = torch.linspace(0, model.cutoff, num_intervals + 1, dtype=torch.float64).unsqueeze(1)
+    e = torch.exp(-gamma * (d - mu) ** 2)
+    angle = math.pi / model.cutoff * d[:, 0]
+    C = 0.5 * torch.stack([angle.cos() + 1, -math.pi / model.cutoff * angle.sin()])
+    C[:, -1] = 0
+    expansion, like = torch.stack([e, -2 * gamma * (d - mu) * e]), model.radial_expansion.mu.dtype
+    return expansion.to(like).numpy(), C.to(like).numpy()
+
+
+class _Forces(torch.autograd.Function):
+    """Energies of the atoms and forces, differentiable once by the embeddings and weights."""
+
+    @staticmethod
+    def forward(ctx, engine, edges, x, *weights):
+        network = engine.network
+        network.read()
+        weights, filters = network.weights(), network.filters(*engine.knots)
+        tables, inner = fused.tabulate(filters, engine.spacing)
+        energy, forces, _, kept = fused.energies_and_forces(
+            x.detach().contiguous().numpy(), edges, weights, tables, True
+        )
+        ctx.given = edges, weights, filters, tables, engine.spacing, kept, inner
+        return torch.from_numpy(energy).view(-1, 1), torch.from_numpy(forces)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g_energy, g_forces):
+        seed, direction = g_energy.contiguous().view(-1), -g_forces
+        g_x, blocks, ends = fused_training.gradients(seed.numpy(), direction.numpy(), *ctx.given)
+        grads = [part for x in blocks for part in torch.from_numpy(x).unbind(0)]
+        return None, None, torch.from_numpy(g_x), *grads, *map(torch.from_numpy, ends)
