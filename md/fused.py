@@ -33,14 +33,13 @@ from numba.extending import intrinsic, overload
 COMPILED = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 ROWS = 16  # atoms that a thread takes at a time
 BLAS_ALONE = 2**18  # multiply-adds of a product that BLAS does not split among threads of its own
-FEW_EDGES = 20_000  # that are not worth a second part of a table's gradient
 LOG_2 = float(np.float32(math.log(2)))  # as in PyG's shifted softplus
 LOG2_E = 1 / math.log(2)
 C1, C2, C3, C4, C5, C6, C7 = (math.log(2) ** k / math.factorial(k) for k in range(1, 8))
 
 
 class Weights(NamedTuple):
-    """The weights of a SchNet, stacked over its blocks; products are twice as fast with x Wᵀ as W."""
+    """The weights of a SchNet, stacked over its blocks; BLAS is faster when Wᵀ is stored too."""
 
     A: np.ndarray  # (L, M, F)
     At: np.ndarray
@@ -58,7 +57,7 @@ class Weights(NamedTuple):
 
 
 class Filters(NamedTuple):
-    """The weights of the filter networks, and what they and the cutoff function are at the knots."""
+    """The weights of the filter networks; Gaussians and cutoff function at the knots."""
 
     W1: np.ndarray  # (L, M, Gaussians)
     W1t: np.ndarray
@@ -140,24 +139,25 @@ def convolve(lo, hi, x, table, edges, out):
         y = out[i]
         y[:] = 0
         for e in range(first[i], first[i + 1]):
-            w0, w1, w2 = w[e, 0], w[e, 1], w[e, 2]
-            k = 3 * M * np.int64(knot[e])
-            x_j, t = x[sender[e]], flat[k : k + 4 * M]
+            w0, w1, w2 = w[0, e], w[1, e], w[2, e]
+            k, x_j = 3 * M * np.int64(knot[e]), x[sender[e]]
+            S, V, D, S1 = (flat[k : k + M], flat[k + M : k + 2 * M], flat[k + 2 * M : k + 3 * M],
+                           flat[k + 3 * M : k + 4 * M])  # fmt: skip
             for f in range(M):
-                y[f] += x_j[f] * (t[M + f] + w0 * t[f] + w1 * t[2 * M + f] + w2 * t[3 * M + f])
+                y[f] += x_j[f] * (V[f] + w0 * S[f] + w1 * D[f] + w2 * S1[f])
 
 
 @njit(**COMPILED)
 def convolve_back(lo, hi, x, g, table, edges, out, pull):
-    """out_i = Σ_e g_j ∘ W(e); to pull_e, dE/dd of the pair, comes Σ_f (g_i x_j + g_j x_i) ∘ W'(e)."""
+    """out_i = Σ_e g_j ∘ W(e); pull_e = dE/dd grows by Σ_f (g_i x_j + g_j x_i) ∘ W'(e)."""
     first, sender, knot, _, _, w, dw = edges
     M, flat = x.shape[1], table.reshape(-1)
     for i in range(lo, hi):
         y, x_i, g_i = out[i], x[i], g[i]
         y[:] = 0
         for e in range(first[i], first[i + 1]):
-            w0, w1, w2 = w[e, 0], w[e, 1], w[e, 2]
-            v0, v1, v2 = dw[e, 0], dw[e, 1], dw[e, 2]
+            w0, w1, w2 = w[0, e], w[1, e], w[2, e]
+            v0, v1, v2 = dw[0, e], dw[1, e], dw[2, e]
             k = 3 * M * np.int64(knot[e])
             x_j, g_j, t = x[sender[e]], g[sender[e]], flat[k : k + 4 * M]
             total = x.dtype.type(0)
@@ -166,25 +166,6 @@ def convolve_back(lo, hi, x, g, table, edges, out, pull):
                 y[f] += g_j[f] * (t[M + f] + w0 * S + w1 * D + w2 * S1)
                 total += (g_i[f] * x_j[f] + g_j[f] * x_i[f]) * (v0 * S + v1 * D + v2 * S1)
             pull[e] += total
-
-
-@njit(**COMPILED)
-def convolve_tangent(lo, hi, x, dx, table, edges, speed, out):
-    """out_i = Σ_e ẋ_j ∘ W(e) + x_j ∘ W'(e) ḋ_e."""
-    first, sender, knot, _, _, w, dw = edges
-    M, flat = x.shape[1], table.reshape(-1)
-    for i in range(lo, hi):
-        y = out[i]
-        y[:] = 0
-        for e in range(first[i], first[i + 1]):
-            w0, w1, w2, v = w[e, 0], w[e, 1], w[e, 2], speed[e]
-            v0, v1, v2 = v * dw[e, 0], v * dw[e, 1], v * dw[e, 2]
-            k = 3 * M * np.int64(knot[e])
-            x_j, dx_j, t = x[sender[e]], dx[sender[e]], flat[k : k + 4 * M]
-            for f in range(M):
-                S, D, S1 = t[f], t[2 * M + f], t[3 * M + f]
-                W, dW = t[M + f] + w0 * S + w1 * D + w2 * S1, v0 * S + v1 * D + v2 * S1
-                y[f] += dx_j[f] * W + x_j[f] * dW
 
 
 @njit(parallel=True, **COMPILED)
@@ -228,7 +209,7 @@ def update_back(lo, hi, g, U1, U2, slope, g_s, g_y):
 
 @njit(parallel=True, **COMPILED)
 def read_out(x, weights, slope, energy, a_R, slope_R, g, g_s, g_y):
-    """Fill the energies of the atoms, and go back from them through the update of the last block."""
+    """Fill the energies of the atoms; go back from them through the update of the last block."""
     R2, c1, L, rows = weights.R2, weights.c1, len(weights.A), rows_of(weights.U2[0])
     for block in prange((len(x) + rows - 1) // rows):
         lo, hi = block * rows, min((block + 1) * rows, len(x))
@@ -264,7 +245,7 @@ def backward(n, edges, weights, table, h, slope, g_y, pull, g_h, g, g_x, g_s, g_
                 force[:] = 0
                 for e in range(first[i], first[i + 1]):
                     for axis in range(3):
-                        force[axis] += pull[e] * unit[e, axis]
+                        force[axis] += pull[e] * unit[axis, e]
 
 
 @njit(**COMPILED)
@@ -273,12 +254,15 @@ def energies_and_forces(x, edges, weights, tables, keep):
 
     Args:
         x: the embeddings, (N, F).
-        keep: keep of each block what `gradients` needs; otherwise its place is used again.
+        edges: as above.
+        weights: as above.
+        tables: as above.
+        keep: of each block what `fused_training` needs; otherwise the next block takes its place.
     """
     (L, M, F), N, new = weights.A.shape, len(x), x.dtype
     num, more = (L, 1) if keep else (1, 0)
-    xs, hs, ys = np.empty((num + more, N, F), new), np.empty((L, N, M), new), np.empty((num, N, M), new)
-    a, slope = np.empty((num, N, F), new), np.empty((L, N, F), new)
+    xs, hs = np.empty((num + more, N, F), new), np.empty((L, N, M), new)
+    ys, a, slope = np.empty((num, N, M), new), np.empty((num, N, F), new), np.empty((L, N, F), new)
     g, g_s = np.empty((num + more, N, F), new), np.empty((num, N, F), new)
     g_y, g_h = np.empty((min(2 * num, L), N, M), new), np.empty((num, N, M), new)
     a_R, slope_R = np.empty((N, len(weights.R1)), new), np.empty((N, len(weights.R1)), new)

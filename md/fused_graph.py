@@ -3,8 +3,8 @@
 Axes:   N atoms, B samples, E directed edges j -> i.
 Edges:  (first, sender, knot, d, unit, w, dw), sorted by receiver: those of atom i are
         first[i] : first[i + 1], (N + 1,); then for each edge its j, the interval of the table that
-        its length d falls into, the unit vector from i to j, (E, 3), and the Hermite basis w and
-        dw/dd, (E, 3), that go with a table's S_k, D_k and S_{k+1}; see `md.fused`.
+        its length d falls into, the unit vector from i to j, (3, E), and the Hermite basis w and
+        dw/dd, (3, E), that go with a table's S_k, D_k and S_{k+1}; see `md.fused`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numba import njit, prange
 # A change here is seen by the cache of this file only: no function calls one of another file.
 COMPILED = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 FEW = 64  # atoms of a sample that are compared with all others
-CHUNK = 64  # atoms that a thread takes at a time
+CHUNK, MANY = 64, 1024  # atoms and edges that a thread takes at a time
 
 
 def use_threads_of_torch() -> None:
@@ -28,6 +28,16 @@ def use_threads_of_torch() -> None:
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     if torch.get_num_threads() != threads:  # numba's first start gives all threads to OpenMP
         torch.set_num_threads(threads)
+
+
+@njit(cache=True, nogil=True)  # fast mathematics would take for granted what is asked here
+def all_finite(pos):
+    """Return whether all positions are finite numbers."""
+    for i in range(len(pos)):
+        for axis in range(pos.shape[1]):
+            if not math.isfinite(pos[i, axis]):
+                return False
+    return True
 
 
 @njit(**COMPILED)
@@ -103,10 +113,12 @@ def count_near(x, y, z, batch, cells, square, first):
     for chunk in prange((len(x) + CHUNK - 1) // CHUNK):
         begin, end = np.empty(9, np.int64), np.empty(9, np.int64)
         for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(x))):
-            count = -1  # without itself
+            count, x_i, y_i, z_i = -1, x[i], y[i], z[i]  # without itself
             for row in range(rows_of_cells(i, batch[i], cells, begin, end)):
-                for j in range(begin[row], end[row]):
-                    dx, dy, dz = x[j] - x[i], y[j] - y[i], z[j] - z[i]
+                part = slice(begin[row], end[row])
+                xs, ys, zs = x[part], y[part], z[part]
+                for n in range(len(xs)):
+                    dx, dy, dz = xs[n] - x_i, ys[n] - y_i, zs[n] - z_i
                     count += 1 if dx * dx + dy * dy + dz * dz < square else 0
             first[i + 1] = count
 
@@ -117,13 +129,15 @@ def find_near(x, y, z, batch, cells, square, first, sender, vector):
     for chunk in prange((len(x) + CHUNK - 1) // CHUNK):
         begin, end = np.empty(9, np.int64), np.empty(9, np.int64)
         for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(x))):
-            e = first[i]
+            e, x_i, y_i, z_i = first[i], x[i], y[i], z[i]
             for row in range(rows_of_cells(i, batch[i], cells, begin, end)):
-                for j in range(begin[row], end[row]):
-                    dx, dy, dz = x[j] - x[i], y[j] - y[i], z[j] - z[i]
-                    if dx * dx + dy * dy + dz * dz < square and i != j:
-                        sender[e] = j
-                        vector[e, 0], vector[e, 1], vector[e, 2] = dx, dy, dz
+                part = slice(begin[row], end[row])
+                xs, ys, zs = x[part], y[part], z[part]
+                for n in range(len(xs)):
+                    dx, dy, dz = xs[n] - x_i, ys[n] - y_i, zs[n] - z_i
+                    if dx * dx + dy * dy + dz * dz < square and begin[row] + n != i:
+                        sender[e] = begin[row] + n
+                        vector[0, e], vector[1, e], vector[2, e] = dx, dy, dz
                         e += 1
 
 
@@ -147,26 +161,41 @@ def narrow(pos, given, cutoff, first, sender, vector):
                 if fill:
                     e = first[i] + num
                     sender[e] = j
-                    vector[e, 0], vector[e, 1], vector[e, 2] = dx, dy, dz
+                    vector[0, e], vector[1, e], vector[2, e] = dx, dy, dz
                 num += 1
         if not fill:
             first[i + 1] = num
 
 
-@njit(parallel=True, **COMPILED)
-def describe(vector, spacing, num_intervals, knot, d, w, dw):
-    """Fill the interval, the length and the Hermite basis of each edge; make its vector a unit."""
-    for e in prange(len(d)):
-        x, y, z = np.float64(vector[e, 0]), np.float64(vector[e, 1]), np.float64(vector[e, 2])
-        r = math.sqrt(x * x + y * y + z * z)
-        k = min(int(r / spacing), num_intervals - 1)
-        t = r / spacing - k
-        s = 1 - t
+@njit(**COMPILED)
+def describe(x, y, z, spacing, last, knot, d, w0, w1, w2, dw0, dw1, dw2):
+    """Fill the interval, the length and the Hermite basis of edges; make their vectors units.
+
+    With an array of one axis for each, and without threads, the loop is compiled to vectors.
+    """
+    per_length = 1 / spacing
+    for e in range(len(d)):
+        dx, dy, dz = np.float64(x[e]), np.float64(y[e]), np.float64(z[e])
+        r = math.sqrt(dx * dx + dy * dy + dz * dz)
+        k = min(np.int32(r * per_length), last)
+        t = r * per_length - k
+        s, inverse = 1 - t, 1 / r
         d[e], knot[e] = r, k
-        vector[e, 0], vector[e, 1], vector[e, 2] = x / r, y / r, z / r
-        w[e, 0], dw[e, 0] = spacing * t * s * s, s * (s - 2 * t)
-        w[e, 1], dw[e, 1] = spacing * t * t * (1 + 2 * s), 6 * t * s
-        w[e, 2], dw[e, 2] = -spacing * t * t * s, t * (t - 2 * s)
+        x[e], y[e], z[e] = dx * inverse, dy * inverse, dz * inverse
+        w0[e], dw0[e] = spacing * t * s * s, s * (s - 2 * t)
+        w1[e], dw1[e] = spacing * t * t * (1 + 2 * s), 6 * t * s
+        w2[e], dw2[e] = -spacing * t * t * s, t * (t - 2 * s)
+
+
+@njit(parallel=True, **COMPILED)
+def describe_all(vector, spacing, num_intervals, knot, d, w, dw):
+    """Do so for all edges."""
+    last = np.int32(num_intervals - 1)
+    for chunk in prange((len(d) + MANY - 1) // MANY):
+        part = slice(chunk * MANY, min((chunk + 1) * MANY, len(d)))
+        describe(vector[0, part], vector[1, part], vector[2, part], spacing, last, knot[part],
+                 d[part], w[0, part], w[1, part], w[2, part], dw[0, part], dw[1, part],
+                 dw[2, part])  # fmt: skip
 
 
 @njit(**COMPILED)
@@ -174,8 +203,8 @@ def described(first, sender, vector, spacing, num_intervals):
     """Return the edges, and whether all of them have a length."""
     E = len(sender)
     knot, d = np.empty(E, np.uint32), np.empty(E, vector.dtype)
-    w, dw = np.empty((E, 3), vector.dtype), np.empty((E, 3), vector.dtype)
-    describe(vector, spacing, num_intervals, knot, d, w, dw)
+    w, dw = np.empty((3, E), vector.dtype), np.empty((3, E), vector.dtype)
+    describe_all(vector, spacing, num_intervals, knot, d, w, dw)
     return (first, sender, knot, d, vector, w, dw), E == 0 or d.min() > 0
 
 
@@ -196,7 +225,7 @@ def find_graph(pos, batch, start, cutoff, spacing, num_intervals):
     first = np.zeros(len(pos) + 1, np.int64)
     count_near(x, y, z, batch, cells, square, first)
     first = np.cumsum(first)
-    sender, vector = np.empty(first[-1], np.uint32), np.empty((first[-1], 3), pos.dtype)
+    sender, vector = np.empty(first[-1], np.uint32), np.empty((3, first[-1]), pos.dtype)
     find_near(x, y, z, batch, cells, square, first, sender, vector)
     return cells[0], *described(first, sender, vector, spacing, num_intervals)
 
@@ -215,9 +244,9 @@ def narrow_graph(pos, given, cutoff, spacing, num_intervals):
     An edge leads from r_j + offset to r_i.
     """
     first = np.zeros(len(pos) + 1, np.int64)
-    narrow(pos, given, cutoff, first, np.empty(0, np.uint32), pos[:0])
+    narrow(pos, given, cutoff, first, np.empty(0, np.uint32), np.empty((3, 0), pos.dtype))
     first = np.cumsum(first)
-    sender, vector = np.empty(first[-1], np.uint32), np.empty((first[-1], 3), pos.dtype)
+    sender, vector = np.empty(first[-1], np.uint32), np.empty((3, first[-1]), pos.dtype)
     if len(sender) > 0:
         narrow(pos, given, cutoff, first, sender, vector)
     return described(first, sender, vector, spacing, num_intervals)

@@ -34,7 +34,7 @@ def stretch(edges, direction):
         for e in range(first[i], first[i + 1]):
             total = unit.dtype.type(0)
             for axis in range(3):
-                total += unit[e, axis] * (direction[sender[e], axis] - direction[i, axis])
+                total += unit[axis, e] * (direction[sender[e], axis] - direction[i, axis])
             speed[e] = total
     return speed
 
@@ -48,8 +48,8 @@ def convolve_tangent(lo, hi, x, dx, table, edges, speed, out):
         y = out[i]
         y[:] = 0
         for e in range(first[i], first[i + 1]):
-            w0, w1, w2, v = w[e, 0], w[e, 1], w[e, 2], speed[e]
-            v0, v1, v2 = v * dw[e, 0], v * dw[e, 1], v * dw[e, 2]
+            w0, w1, w2, v = w[0, e], w[1, e], w[2, e], speed[e]
+            v0, v1, v2 = v * dw[0, e], v * dw[1, e], v * dw[2, e]
             k = 3 * M * np.int64(knot[e])
             x_j, dx_j, t = x[sender[e]], dx[sender[e]], flat[k : k + 4 * M]
             for f in range(M):
@@ -125,7 +125,9 @@ def first_back(P, U1, U2, slope, ds, g_s, q_s, q_y):
 
 
 @njit(parallel=True, **COMPILED)
-def backward(n, edges, speed, weights, table, g_y, q_y, q_h, P, P_before, slope, ds, g_s, q_s, q_y_before):
+def backward(
+    n, edges, speed, weights, table, g_y, q_y, q_h, P, P_next, slope, ds, g_s, q_s, q_y_next
+):
     """Go back through the convolution of block n and the update of the one before."""
     rows = rows_of(weights.U2[0], ROWS)
     for block in prange((len(P) + rows - 1) // rows):
@@ -134,15 +136,15 @@ def backward(n, edges, speed, weights, table, g_y, q_y, q_h, P, P_before, slope,
         step = np.dot(q_h[lo:hi], weights.A[n])
         for i in range(hi - lo):
             for f in range(step.shape[1]):
-                P_before[lo + i, f] = P[lo + i, f] + step[i, f]
+                P_next[lo + i, f] = P[lo + i, f] + step[i, f]
         if n > 0:
-            update_back(lo, hi, P_before, weights.U1[n - 1], weights.U2[n - 1], slope, ds, g_s, q_s,
-                        q_y_before)  # fmt: skip
+            update_back(lo, hi, P_next, weights.U1[n - 1], weights.U2[n - 1], slope, ds, g_s, q_s,
+                        q_y_next)  # fmt: skip
 
 
 @njit(**COMPILED)
 def table_gradient(lo, hi, q, g, h, dh, edges, speed, G):
-    """G = ∂J/∂T of the edges of the receivers lo : hi, (K + 1, 3 M), an edge and its reverse at once.
+    """G = ∂J/∂T of the edges to the atoms lo : hi, (K + 1, 3 M), an edge and its reverse at once.
 
     J is linear in T: Σ_e (q_i h_j + g_i ḣ_j) ∘ W(e) + g_i h_j ∘ W'(e) ḋ_e
     """
@@ -156,17 +158,18 @@ def table_gradient(lo, hi, q, g, h, dh, edges, speed, G):
             if j < i:
                 continue
             half = h.dtype.type(1 if j > i else 0.5)  # an atom and its own image: twice in the list
-            w0, w1, w2, v = half * w[e, 0], half * w[e, 1], half * w[e, 2], half * speed[e]
-            v0, v1, v2 = v * dw[e, 0], v * dw[e, 1], v * dw[e, 2]
-            k = 3 * M * np.int64(knot[e])
-            q_j, g_j, h_j, dh_j, t = q[j], g[j], h[j], dh[j], flat[k : k + 4 * M]
+            w0, w1, w2, v = half * w[0, e], half * w[1, e], half * w[2, e], half * speed[e]
+            v0, v1, v2 = v * dw[0, e], v * dw[1, e], v * dw[2, e]
+            k, q_j, g_j, h_j, dh_j = 3 * M * np.int64(knot[e]), q[j], g[j], h[j], dh[j]
+            S, V, D, S1 = (flat[k : k + M], flat[k + M : k + 2 * M], flat[k + 2 * M : k + 3 * M],
+                           flat[k + 3 * M : k + 4 * M])  # fmt: skip
             for f in range(M):
                 p = q_i[f] * h_j[f] + q_j[f] * h_i[f] + g_i[f] * dh_j[f] + g_j[f] * dh_i[f]
                 r = g_i[f] * h_j[f] + g_j[f] * h_i[f]
-                t[f] += w0 * p + v0 * r
-                t[M + f] += half * p
-                t[2 * M + f] += w1 * p + v1 * r
-                t[3 * M + f] += w2 * p + v2 * r
+                S[f] += w0 * p + v0 * r
+                V[f] += half * p
+                D[f] += w1 * p + v1 * r
+                S1[f] += w2 * p + v2 * r
 
 
 @njit(parallel=True, **COMPILED)
@@ -241,7 +244,7 @@ def total(x, out):
 @njit(parallel=True, **COMPILED)
 def collect(x, dx, y, dy, a, da, P, g, q_s, g_s, q_h, g_h, filters, inner, back):
     """Return the gradients of A, U₁, b₁, U₂, b₂ and of the filter networks' W₁, b₁, W₂, b₂."""
-    (L, N, M), F, new = y.shape, x.shape[2], x.dtype
+    (L, _, M), F, new = y.shape, x.shape[2], x.dtype
     (fa, slope, ds), (out, dout, q, t) = inner, back
     A, U1, b1 = np.empty((L, M, F), new), np.empty((L, F, M), new), np.empty((L, F), new)
     U2, b2 = np.empty((L, F, F), new), np.empty((L, F), new)
@@ -273,9 +276,13 @@ def gradients(seed, direction, edges, weights, filters, tables, spacing, kept, i
     Args:
         seed: (N,).
         direction: (N, 3).
-        edges, weights, tables: what energies and forces were computed with.
-        filters, spacing: what the tables were made of.
-        kept, inner: what `fused.energies_and_forces` and `fused.tabulate` kept.
+        edges: those of the batch.
+        weights: of the blocks and of the readout.
+        filters: the weights of the filter networks.
+        tables: what `fused.tabulate` made of them.
+        spacing: from knot to knot.
+        kept: what `fused.energies_and_forces` kept.
+        inner: what `fused.tabulate` kept.
 
     Returns:
         Those by the embeddings, (N, F), by the weights of the blocks and filters as `collect`

@@ -91,7 +91,7 @@ class Edges(NamedTuple):
         return Edges(self.sender, self.receiver, self.by_sender, self.by_receiver, self.knot)
 
 
-class Convolve(torch.autograd.Function):
+class _Convolve(torch.autograd.Function):
     """y_i = Σ_e x_j ∘ W(e): (N, F), with derivatives of any order by x, w and the table."""
 
     @staticmethod
@@ -107,14 +107,14 @@ class Convolve(torch.autograd.Function):
         x, w, table = ctx.saved_tensors
         edges, (need_x, need_w, need_table, _) = ctx.edges, ctx.needs_input_grad
         return (
-            Convolve.apply(g, w, table, edges.reversed()) if need_x else None,
-            EdgeProducts.apply(g, x, table, edges) if need_w else None,
-            TableGradient.apply(g, x, w, edges, len(table)) if need_table else None,
+            _Convolve.apply(g, w, table, edges.reversed()) if need_x else None,
+            _EdgeProducts.apply(g, x, table, edges) if need_w else None,
+            _TableGradient.apply(g, x, w, edges, len(table)) if need_table else None,
             None,
         )
 
 
-class EdgeProducts(torch.autograd.Function):
+class _EdgeProducts(torch.autograd.Function):
     """The derivative of Σ_i g_i · y_i by w: (E, 4)."""
 
     @staticmethod
@@ -130,14 +130,14 @@ class EdgeProducts(torch.autograd.Function):
         g, x, table = ctx.saved_tensors
         edges, (need_g, need_x, need_table, _) = ctx.edges, ctx.needs_input_grad
         return (
-            Convolve.apply(x, u, table, edges) if need_g else None,
-            Convolve.apply(g, u, table, edges.reversed()) if need_x else None,
-            TableGradient.apply(g, x, u, edges, len(table)) if need_table else None,
+            _Convolve.apply(x, u, table, edges) if need_g else None,
+            _Convolve.apply(g, u, table, edges.reversed()) if need_x else None,
+            _TableGradient.apply(g, x, u, edges, len(table)) if need_table else None,
             None,
         )
 
 
-class TableGradient(torch.autograd.Function):
+class _TableGradient(torch.autograd.Function):
     """The derivative of Σ_i g_i · y_i by the table: (K + 1, 3 F)."""
 
     @staticmethod
@@ -154,9 +154,12 @@ class TableGradient(torch.autograd.Function):
         g, x, w = ctx.saved_tensors
         edges, (need_g, need_x, need_w, *_) = ctx.edges, ctx.needs_input_grad
         return (
-            Convolve.apply(x, w, table, edges) if need_g else None,
-            Convolve.apply(g, w, table, edges.reversed()) if need_x else None,
-            EdgeProducts.apply(g, x, table, edges) if need_w else None,
+            _Convolve.apply(x, w, table, edges) if need_g else None,
+            _Convolve.apply(g, w, table, edges.reversed()) if need_x else None,
+            _EdgeProducts.apply(g, x, table, edges) if need_w else None,
             None,
             None,
         )
+
+
+convolution = _Convolve.apply  # what a network is made of; the others are its derivatives

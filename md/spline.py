@@ -14,6 +14,7 @@ import copy
 import math
 import sys
 from functools import cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from md.neighbors import PeriodicGraph
 from md.potential import by_autograd
 from schnet_helpers import (
+    ElementEmbedding,
     RadiusInteractionGraph,
     SchNet,
     _expect_positions,
@@ -48,7 +50,9 @@ class Network:
 
     def __init__(self, model: SchNet) -> None:
         self.model = model
-        self._now, self._seen, self._views = torch.empty(0), torch.empty(0), []
+        self._now = self._seen = torch.empty(0)
+        self._views: list[Tensor] = []
+        self._shapes: list[object] = []
 
     def layers(self) -> list[list[Tensor]]:
         """Return the weights by kind, those of all blocks together; `parameters()` is slow."""
@@ -56,27 +60,31 @@ class Network:
         for block in model.interactions._modules.values():
             parts = block._modules
             mlp, conv = parts["mlp"]._modules, parts["conv"]._modules
-            dense = (conv["lin1"], conv["lin2"], parts["lin"], mlp["0"], mlp["2"])
+            dense = conv["lin1"], conv["lin2"], parts["lin"], mlp["0"], mlp["2"]
             layers.append([w for layer in dense for w in layer._parameters.values()])
-        kinds = [[w for w in kind if w is not None] for kind in zip(*layers, strict=True)]
+        kinds = [kind for kind in zip(*layers, strict=True) if kind[0] is not None]
         first, _, second = model.readout._modules.values()
         ends = (*first._parameters.values(), *second._parameters.values())
-        return [kind for kind in kinds if kind] + [[w] for w in ends]
+        return kinds + [(w,) for w in ends]
 
+    @torch.no_grad()
     def read(self) -> bool:
         """Copy the weights; return whether they are others than the last time."""
-        tensors = [w.detach() for kind in self.layers() for w in kind]
+        tensors = [w for kind in self.layers() for w in kind]
         tensors += self.model.radial_expansion._buffers.values()
-        if any(a.dtype != self._now.dtype or a.shape != b.shape
-               for a, b in zip(tensors, self._views or tensors, strict=True)):  # fmt: skip
-            self._views = []
-        if not self._views:
-            self._now = torch.cat([x.flatten() for x in tensors])
+        tensors += self.model.embedding._parameters.values()
+        tensors = [x for x in tensors if x is not None]
+        shapes = [(x.shape, x.dtype) for x in tensors]
+        if shapes != self._shapes:
+            if len({dtype for _, dtype in shapes}) > 1:
+                raise TypeError(f"model: expected weights of one dtype, got {shapes}")
+            self._now, self._shapes = torch.cat([x.flatten() for x in tensors]), shapes
             parts = self._now.split([x.numel() for x in tensors])
             self._views = [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
-        else:
-            torch._foreach_copy_(self._views, tensors)
-        if self._seen.dtype == self._now.dtype and torch.equal(self._seen, self._now):
+            self._seen = self._now.clone()
+            return True
+        torch._foreach_copy_(self._views, tensors)
+        if torch.equal(self._seen, self._now):
             return False
         self._seen = self._now.clone()
         return True
@@ -102,6 +110,16 @@ class Network:
         W1, b1, W2, b2 = self.stacked()[5:9]
         W1t, W2t = (np.ascontiguousarray(x.swapaxes(1, 2)) for x in (W1, W2))
         return fused.Filters(W1, W1t, b1, W2, W2t, b2, e, C)
+
+
+class _Atoms(NamedTuple):
+    """The atoms of a batch, and what follows from them alone."""
+
+    z: Tensor
+    batch: Tensor
+    dtype: torch.dtype
+    x: np.ndarray  # embeddings, (N, F)
+    start: np.ndarray  # the first atom of each sample, and N, (B + 1,)
 
 
 class SplineSchNet(SchNet):
@@ -132,6 +150,7 @@ class SplineSchNet(SchNet):
         self._network = Network(self)
         self._tables: list[Tensor] = []
         self._compiled: tuple[object, ...] = ()  # the same for `fused`: weights, tables
+        self._atoms: _Atoms | None = None
         self._list: tuple[object, ...] = ()  # a sorted neighbour list, and what it was made of
 
     def atomic_energies(self, z: Tensor, edge_index: Tensor, d_ij: Tensor) -> Tensor:
@@ -142,7 +161,7 @@ class SplineSchNet(SchNet):
         x, tables = self.embedding(z), self.tables()
         edges, w = _hermite(d_ij, edge_index, len(x), self.cutoff, self.num_intervals)
         for block, table in zip(self.interactions, tables, strict=True):
-            y = kernels.Convolve.apply(block.conv.lin1(x), w, table, edges)
+            y = kernels.convolution(block.conv.lin1(x), w, table, edges)
             x = x + block.lin(block.act(block.conv.lin2(y)))
         return self.readout(x)
 
@@ -166,32 +185,46 @@ class SplineSchNet(SchNet):
         ∂E/∂ε = ½ Σ_e (dE/dd_e) r_e r_eᵀ / d_e over all directed edges r_e = d_e unit_e.
         """
         energy, forces, (d, unit, pull) = self._evaluate(z, pos, batch)
-        return energy, forces, torch.from_numpy(0.5 * (unit.T * (pull * d)) @ unit)
+        return energy, forces, torch.from_numpy(0.5 * (unit * (pull * d)) @ unit.T)
 
     def _evaluate(self, z: Tensor, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor, tuple]:
-        batch_size, n_atoms = get_batch_dimensions(batch)
-        self._expect_type_and_device(z, pos)
-        _expect_positions(pos, batch)
         fused_graph.use_threads_of_torch()
-        with torch.no_grad():
-            x = self.embedding(spread_atomic_numbers(z, batch, batch_size).to(pos.dtype))
-            self._refresh()
-            order, edges = self._edges(pos.detach(), batch, n_atoms)
-        x = np.ascontiguousarray(x.numpy()[order])
-        energy_i, force, pull, _ = fused.energies_and_forces(x, edges, *self._compiled, False)
-        forces = torch.empty_like(pos)
-        forces.numpy()[order] = force
-        energy_i = torch.from_numpy(energy_i).view(-1, 1)  # sorted atoms stay in their sample
-        energy = energy_i.new_zeros(batch_size, 1).index_add(0, batch, energy_i)
+        self._refresh()
+        atoms = self._atoms_of(z, pos, batch)
+        order, edges = self._edges(pos.detach(), batch, atoms.start)
+        energy_i, force, pull, _ = fused.energies_and_forces(
+            atoms.x[order], edges, *self._compiled, False
+        )
+        forces = np.empty_like(force)
+        forces[order] = force
+        energy = np.add.reduceat(energy_i, atoms.start[:-1])  # sorted atoms stay in their sample
+        energy, forces = torch.from_numpy(energy).view(-1, 1), torch.from_numpy(forces)
         return energy, forces, (edges[3], edges[4], pull)
 
-    def _edges(self, pos: Tensor, batch: Tensor, n_atoms: Tensor) -> tuple[object, tuple]:
+    def _atoms_of(self, z: Tensor, pos: Tensor, batch: Tensor) -> _Atoms:
+        """Check the input; return what depends on it but not on where the atoms are."""
+        atoms = self._atoms
+        if not (atoms and _same(z, atoms.z) and _same(batch, atoms.batch)
+                and pos.dtype == atoms.dtype and pos.shape == (len(batch), 3)
+                and fused_graph.all_finite(pos.detach().numpy())):  # fmt: skip
+            batch_size, n_atoms = get_batch_dimensions(batch)
+            self._expect_type_and_device(z, pos)
+            _expect_positions(pos, batch)
+            with torch.no_grad():
+                x = self.embedding(spread_atomic_numbers(z, batch, batch_size).to(pos.dtype))
+            start = F.pad(n_atoms.cumsum(0), (1, 0)).numpy()
+            atoms = _Atoms(z.clone(), batch.clone(), pos.dtype, x.contiguous().numpy(), start)
+            if type(self.embedding) in (nn.Linear, ElementEmbedding):  # others may be random
+                self._atoms = atoms
+        return atoms
+
+    def _edges(self, pos: Tensor, batch: Tensor, start: np.ndarray) -> tuple[np.ndarray, tuple]:
         """Return an order of the atoms, and the edges between them in that order."""
-        graph, table = self.interaction_graph, (self.cutoff / self.num_intervals, self.num_intervals)
-        start = F.pad(n_atoms.cumsum(0), (1, 0)).numpy()
+        graph, K = self.interaction_graph, self.num_intervals
+        cutoff, spacing = min(graph.cutoff, self.cutoff), self.cutoff / K
         if isinstance(graph, RadiusInteractionGraph) and graph.max_num_neighbors is None:
             order, edges, distinct = fused_graph.find_graph(
-                pos.numpy(), batch.numpy(), start, min(graph.cutoff, self.cutoff), *table
+                pos.numpy(), batch.numpy(), start, cutoff, spacing, K
             )
         else:
             if isinstance(graph, PeriodicGraph):
@@ -200,7 +233,7 @@ class SplineSchNet(SchNet):
                 edge_index, offset = graph(pos, batch)[0], pos.new_zeros(1, 3)
             order, given = self._sorted(pos, start, edge_index, offset)
             edges, distinct = fused_graph.narrow_graph(
-                pos.numpy()[order], given, min(graph.cutoff, self.cutoff), *table
+                pos.numpy()[order], given, cutoff, spacing, K
             )
         if not distinct:
             graph(pos, batch)  # raises the error that names the atoms
@@ -240,6 +273,7 @@ class SplineSchNet(SchNet):
                 self._tables = self._tabulate()
             self.num_intervals = len(self._tables[0]) - 1
             self._compiled = self._network.weights(), torch.stack(self._tables).numpy()
+            self._atoms = None
 
     def _tabulate(self) -> list[Tensor]:
         """Return tables that keep the tolerance, made in float64."""
@@ -314,6 +348,10 @@ def hermite_basis(t: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
     w = [spacing * t * s * s, zero + 1, spacing * t * t * (1 + 2 * s), -spacing * t * t * s]
     dw = [s * (s - 2 * t), zero, 6 * t * s, t * (t - 2 * s)]
     return torch.stack(w, dim=-1), torch.stack(dw, dim=-1)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return isinstance(a, Tensor) and a.dtype == b.dtype and a.is_cpu and torch.equal(a, b)
 
 
 @cache

@@ -43,7 +43,8 @@ class SplineForces(nn.Module):
         widths = model.cutoff * math.sqrt(2 * float(model.model.radial_expansion.gamma))
         self.num_intervals = num_intervals or max(64, math.ceil(6 * widths))
         self.spacing = model.cutoff / self.num_intervals
-        self.network, self.knots = Network(model.model), expand_knots(model.model, self.num_intervals)
+        self.network = Network(model.model)
+        self.knots = expand_knots(model.model, self.num_intervals)
 
     def forward(
         self, z: Tensor, pos: Tensor, batch: Tensor, edge_index: Tensor, offset: Tensor, B: int

@@ -15,9 +15,9 @@ from fake_data import fake_trajectory
 from md import fused, fused_graph, spline
 from md.calculator import ModelCalculator
 from md.data import Dataset
+from md.kernels import Edges, _Convolve, _EdgeProducts, _TableGradient
 from md.neighbors import PeriodicGraph
 from md.potential import Standardized, by_autograd, energy_and_forces
-from md.kernels import Convolve, EdgeProducts, Edges, TableGradient
 from md.spline import SplineSchNet, tabulated
 from md.spline_training import SplineForces
 from md.training import FrameForces, Settings, loss_of, make_engine
@@ -260,16 +260,16 @@ def test_convolution_is_the_double_loop():
     for e, (i, j, k) in enumerate(zip(edges.receiver, edges.sender, edges.knot, strict=True)):
         rows = [table[k, 0:3], table[k, 3:6], table[k, 6:9], table[k + 1, 0:3]]
         expected[i] += x[j] * sum(w[e, c] * rows[c] for c in range(4))
-    assert_equal(Convolve.apply(x, w, table, edges), expected, atol=1e-12)
+    assert_equal(_Convolve.apply(x, w, table, edges), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
 @pytest.mark.parametrize(
     ("function", "shapes", "more"),
     [
-        (Convolve, [(5, 3), (12, 4), (4, 9)], []),
-        (EdgeProducts, [(5, 3), (5, 3), (4, 9)], []),
-        (TableGradient, [(5, 3), (5, 3), (12, 4)], [4]),
+        (_Convolve, [(5, 3), (12, 4), (4, 9)], []),
+        (_EdgeProducts, [(5, 3), (5, 3), (4, 9)], []),
+        (_TableGradient, [(5, 3), (5, 3), (12, 4)], [4]),
     ],
 )
 def test_derivatives_of_the_kernels(check, function, shapes, more):
