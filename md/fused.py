@@ -249,7 +249,28 @@ def backward(n, edges, weights, table, h, slope, g_y, pull, g_h, g, g_x, g_s, g_
 
 
 @njit(**COMPILED)
-def energies_and_forces(x, edges, weights, tables, keep):
+def carve(room, at, size, N, width):
+    """Return a piece of the room, (size, N, width), and where the next one may begin.
+
+    Each begins with a line of the cache, and none a multiple of pages after another one.
+    """
+    line = 64 // room.itemsize
+    at += -(room.ctypes.data // room.itemsize + at) % line
+    end = at + size * N * width
+    return room[at:end].reshape(size, N, width), end + 17 * line
+
+
+@njit(**COMPILED)
+def room_for(N, weights, keep):
+    """Return how many numbers `energies_and_forces` keeps on its way."""
+    (L, M, F), H, num = weights.A.shape, len(weights.R1), len(weights.A) if keep else 1
+    more = 1 if keep else 0
+    width = F * (2 * (num + more) + 2 * num + L) + M * (L + 2 * num + min(2 * num, L)) + 2 * H
+    return N * width + 10 * 18 * 64  # lines of the cache between the pieces
+
+
+@njit(**COMPILED)
+def energies_and_forces(x, edges, weights, tables, keep, room):
     """Return the energies of the atoms, (N,), the forces, (N, 3), the pulls, (E,), and all between.
 
     Args:
@@ -258,14 +279,23 @@ def energies_and_forces(x, edges, weights, tables, keep):
         weights: as above.
         tables: as above.
         keep: of each block what `fused_training` needs; otherwise the next block takes its place.
+        room: where to keep it, if it is large enough; pages of memory that are new cost time.
     """
-    (L, M, F), N, new = weights.A.shape, len(x), x.dtype
+    (L, M, F), N, H, new = weights.A.shape, len(x), len(weights.R1), x.dtype
     num, more = (L, 1) if keep else (1, 0)
-    xs, hs = np.empty((num + more, N, F), new), np.empty((L, N, M), new)
-    ys, a, slope = np.empty((num, N, M), new), np.empty((num, N, F), new), np.empty((L, N, F), new)
-    g, g_s = np.empty((num + more, N, F), new), np.empty((num, N, F), new)
-    g_y, g_h = np.empty((min(2 * num, L), N, M), new), np.empty((num, N, M), new)
-    a_R, slope_R = np.empty((N, len(weights.R1)), new), np.empty((N, len(weights.R1)), new)
+    if len(room) < room_for(N, weights, keep):
+        room = np.empty(room_for(N, weights, keep), new)
+    xs, at = carve(room, 0, num + more, N, F)
+    hs, at = carve(room, at, L, N, M)
+    ys, at = carve(room, at, num, N, M)
+    a, at = carve(room, at, num, N, F)
+    slope, at = carve(room, at, L, N, F)
+    g, at = carve(room, at, num + more, N, F)
+    g_s, at = carve(room, at, num, N, F)
+    g_y, at = carve(room, at, min(2 * num, L), N, M)
+    g_h, at = carve(room, at, num, N, M)
+    ends, at = carve(room, at, 2, N, H)
+    a_R, slope_R = ends[0], ends[1]
     energy, forces, pull = np.empty(N, new), np.empty((N, 3), new), np.zeros(len(edges[1]), new)
     xs[0] = x
     begin(x, weights.At[0], hs[0])

@@ -199,17 +199,18 @@ def describe_all(vector, spacing, num_intervals, knot, d, w, dw):
 
 
 @njit(**COMPILED)
-def described(first, sender, vector, spacing, num_intervals):
-    """Return the edges, and whether all of them have a length."""
-    E = len(sender)
-    knot, d = np.empty(E, np.uint32), np.empty(E, vector.dtype)
-    w, dw = np.empty((3, E), vector.dtype), np.empty((3, E), vector.dtype)
-    describe_all(vector, spacing, num_intervals, knot, d, w, dw)
-    return (first, sender, knot, d, vector, w, dw), E == 0 or d.min() > 0
+def room_of(first, whole, real):
+    """Return where the edges go: sender, knot, d, unit, w and dw, in the room if it is enough."""
+    E = first[-1]
+    if len(whole) < 2 * E or len(real) < 10 * E:
+        whole, real = np.empty(2 * E, np.uint32), np.empty(10 * E, real.dtype)
+    d, unit, w, dw = real[:E], real[E : 4 * E], real[4 * E : 7 * E], real[7 * E : 10 * E]
+    threes = unit.reshape(3, E), w.reshape(3, E), dw.reshape(3, E)
+    return whole[:E], whole[E : 2 * E], d, *threes
 
 
 @njit(**COMPILED)
-def find_graph(pos, batch, start, cutoff, spacing, num_intervals):
+def find_graph(pos, batch, start, cutoff, spacing, num_intervals, whole, real):
     """Find the edges between atoms closer than the cutoff, without periodic images.
 
     Returns:
@@ -225,9 +226,10 @@ def find_graph(pos, batch, start, cutoff, spacing, num_intervals):
     first = np.zeros(len(pos) + 1, np.int64)
     count_near(x, y, z, batch, cells, square, first)
     first = np.cumsum(first)
-    sender, vector = np.empty(first[-1], np.uint32), np.empty((3, first[-1]), pos.dtype)
-    find_near(x, y, z, batch, cells, square, first, sender, vector)
-    return cells[0], *described(first, sender, vector, spacing, num_intervals)
+    sender, knot, d, unit, w, dw = room_of(first, whole, real)
+    find_near(x, y, z, batch, cells, square, first, sender, unit)
+    describe_all(unit, spacing, num_intervals, knot, d, w, dw)
+    return cells[0], (first, sender, knot, d, unit, w, dw), len(d) == 0 or d.min() > 0
 
 
 @njit(**COMPILED)
@@ -238,15 +240,16 @@ def sort_graph(receiver, sender, offset, num_atoms):
 
 
 @njit(**COMPILED)
-def narrow_graph(pos, given, cutoff, spacing, num_intervals):
+def narrow_graph(pos, given, cutoff, spacing, num_intervals, whole, real):
     """Return those edges of a sorted list that are in range, and whether all have a length.
 
     An edge leads from r_j + offset to r_i.
     """
     first = np.zeros(len(pos) + 1, np.int64)
-    narrow(pos, given, cutoff, first, np.empty(0, np.uint32), np.empty((3, 0), pos.dtype))
+    narrow(pos, given, cutoff, first, whole[:0], real[:0].reshape(3, 0))
     first = np.cumsum(first)
-    sender, vector = np.empty(first[-1], np.uint32), np.empty((3, first[-1]), pos.dtype)
-    if len(sender) > 0:
-        narrow(pos, given, cutoff, first, sender, vector)
-    return described(first, sender, vector, spacing, num_intervals)
+    sender, knot, d, unit, w, dw = room_of(first, whole, real)
+    if len(d) > 0:
+        narrow(pos, given, cutoff, first, sender, unit)
+    describe_all(unit, spacing, num_intervals, knot, d, w, dw)
+    return (first, sender, knot, d, unit, w, dw), len(d) == 0 or d.min() > 0

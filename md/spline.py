@@ -38,6 +38,7 @@ except ImportError:  # no numba: the plain network does it all
     fused = fused_graph = kernels = None
 
 MIN_INTERVALS, MAX_INTERVALS = 64, 2**15
+ENOUGH_ROOM = 2**18  # numbers, for which compiled code asks for new memory in every call
 TOLERANCES = {torch.float32: 4e-6, torch.float64: 1e-10}
 
 
@@ -151,6 +152,7 @@ class SplineSchNet(SchNet):
         self._tables: list[Tensor] = []
         self._compiled: tuple[object, ...] = ()  # the same for `fused`: weights, tables
         self._atoms: _Atoms | None = None
+        self._room: tuple[np.ndarray, ...] | None = None
         self._list: tuple[object, ...] = ()  # a sorted neighbour list, and what it was made of
 
     def atomic_energies(self, z: Tensor, edge_index: Tensor, d_ij: Tensor) -> Tensor:
@@ -174,8 +176,7 @@ class SplineSchNet(SchNet):
         known = type(graph) in (RadiusInteractionGraph, PeriodicGraph)  # and so symmetric
         if not (known and self._applies(pos)):
             return by_autograd(self, z, pos, batch)
-        energy, forces, _ = self._evaluate(z, pos, batch)
-        return energy, forces
+        return self._evaluate(z, pos, batch)[:2]
 
     def energy_forces_virial(
         self, z: Tensor, pos: Tensor, batch: Tensor
@@ -184,22 +185,31 @@ class SplineSchNet(SchNet):
 
         ∂E/∂ε = ½ Σ_e (dE/dd_e) r_e r_eᵀ / d_e over all directed edges r_e = d_e unit_e.
         """
-        energy, forces, (d, unit, pull) = self._evaluate(z, pos, batch)
-        return energy, forces, torch.from_numpy(0.5 * (unit * (pull * d)) @ unit.T)
+        return self._evaluate(z, pos, batch, virial=True)
 
-    def _evaluate(self, z: Tensor, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor, tuple]:
+    def _evaluate(
+        self, z: Tensor, pos: Tensor, batch: Tensor, virial: bool = False
+    ) -> tuple[Tensor, ...]:
         fused_graph.use_threads_of_torch()
         self._refresh()
         atoms = self._atoms_of(z, pos, batch)
-        order, edges = self._edges(pos.detach(), batch, atoms.start)
+        room, self._room = self._room, None  # a call from another thread makes its own
+        if room is None or room[0].dtype != atoms.x.dtype:
+            room = no_room(atoms.x)
+        order, edges = self._edges(pos.detach(), batch, atoms.start, room)
+        x, (weights, tables) = atoms.x[order], self._compiled
         energy_i, force, pull, _ = fused.energies_and_forces(
-            atoms.x[order], edges, *self._compiled, False
+            x, edges, weights, tables, False, room[0]
         )
         forces = np.empty_like(force)
         forces[order] = force
         energy = np.add.reduceat(energy_i, atoms.start[:-1])  # sorted atoms stay in their sample
-        energy, forces = torch.from_numpy(energy).view(-1, 1), torch.from_numpy(forces)
-        return energy, forces, (edges[3], edges[4], pull)
+        results = [torch.from_numpy(energy).view(-1, 1), torch.from_numpy(forces)]
+        if virial:
+            d, unit = edges[3:5]
+            results.append(torch.from_numpy(0.5 * (unit * (pull * d)) @ unit.T))
+        self._room = grown(room, fused.room_for(len(x), weights, False), len(pull))
+        return tuple(results)
 
     def _atoms_of(self, z: Tensor, pos: Tensor, batch: Tensor) -> _Atoms:
         """Check the input; return what depends on it but not on where the atoms are."""
@@ -218,13 +228,15 @@ class SplineSchNet(SchNet):
                 self._atoms = atoms
         return atoms
 
-    def _edges(self, pos: Tensor, batch: Tensor, start: np.ndarray) -> tuple[np.ndarray, tuple]:
+    def _edges(
+        self, pos: Tensor, batch: Tensor, start: np.ndarray, room: tuple[np.ndarray, ...]
+    ) -> tuple[np.ndarray, tuple]:
         """Return an order of the atoms, and the edges between them in that order."""
         graph, K = self.interaction_graph, self.num_intervals
         cutoff, spacing = min(graph.cutoff, self.cutoff), self.cutoff / K
         if isinstance(graph, RadiusInteractionGraph) and graph.max_num_neighbors is None:
             order, edges, distinct = fused_graph.find_graph(
-                pos.numpy(), batch.numpy(), start, cutoff, spacing, K
+                pos.numpy(), batch.numpy(), start, cutoff, spacing, K, *room[1:]
             )
         else:
             if isinstance(graph, PeriodicGraph):
@@ -233,7 +245,7 @@ class SplineSchNet(SchNet):
                 edge_index, offset = graph(pos, batch)[0], pos.new_zeros(1, 3)
             order, given = self._sorted(pos, start, edge_index, offset)
             edges, distinct = fused_graph.narrow_graph(
-                pos.numpy()[order], given, cutoff, spacing, K
+                pos.numpy()[order], given, cutoff, spacing, K, *room[1:]
             )
         if not distinct:
             graph(pos, batch)  # raises the error that names the atoms
@@ -256,6 +268,10 @@ class SplineSchNet(SchNet):
 
     def _applies(self, like: Tensor) -> bool:
         return tables_apply(like.device, like.dtype)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what is copied or pickled: all but the room."""
+        return {**super().__getstate__(), "_room": None}
 
     def tables(self) -> list[Tensor]:
         """Return the tables of all blocks, (K + 1, 3 F), that belong to the weights as they are."""
@@ -348,6 +364,22 @@ def hermite_basis(t: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
     w = [spacing * t * s * s, zero + 1, spacing * t * t * (1 + 2 * s), -spacing * t * t * s]
     dw = [s * (s - 2 * t), zero, 6 * t * s, t * (t - 2 * s)]
     return torch.stack(w, dim=-1), torch.stack(dw, dim=-1)
+
+
+def no_room(like: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return empty room: for the numbers of a pass, and for whole numbers and numbers of edges."""
+    return np.empty(0, like.dtype), np.empty(0, np.uint32), np.empty(0, like.dtype)
+
+
+def grown(room: tuple[np.ndarray, ...], size: int, num_edges: int) -> tuple[np.ndarray, ...]:
+    """Return room for a call like the last one, if it is so large that new memory takes time.
+
+    The arrays are numpy's, which come in large pages, unlike those of compiled code.
+    """
+    needed = size, 2 * num_edges, 10 * num_edges
+    if size < ENOUGH_ROOM or all(len(x) >= n for x, n in zip(room, needed, strict=True)):
+        return room
+    return tuple(np.empty(int(1.1 * n), x.dtype) for x, n in zip(room, needed, strict=True))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

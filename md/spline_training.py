@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from md.potential import Standardized
-from md.spline import Network
+from md.spline import Network, no_room
 from schnet_helpers import SchNet
 
 try:
@@ -53,8 +53,9 @@ class SplineForces(nn.Module):
         fused_graph.use_threads_of_torch()
         sender, receiver = edge_index.numpy()
         given = fused_graph.sort_graph(receiver, sender, offset.numpy(), len(pos))
+        points, K = pos.detach().numpy(), self.num_intervals
         edges, _ = fused_graph.narrow_graph(
-            pos.detach().numpy(), given, self.model.cutoff, self.spacing, self.num_intervals
+            points, given, self.model.cutoff, self.spacing, K, *no_room(points)[1:]
         )
         x = self.model.model.embedding(z.to(pos.dtype))
         weights = [weight for kind in self.network.layers() for weight in kind]
@@ -87,8 +88,9 @@ class _Forces(torch.autograd.Function):
         network.read()
         weights, filters = network.weights(), network.filters(*engine.knots)
         tables, inner = fused.tabulate(filters, engine.spacing)
+        x = x.detach().contiguous().numpy()
         energy, forces, _, kept = fused.energies_and_forces(
-            x.detach().contiguous().numpy(), edges, weights, tables, True
+            x, edges, weights, tables, True, no_room(x)[0]
         )
         ctx.given = edges, weights, filters, tables, engine.spacing, kept, inner
         return torch.from_numpy(energy).view(-1, 1), torch.from_numpy(forces)
