@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from md.neighbors import PeriodicGraph
 from md.potential import by_autograd
+from md.tables import deviation, filter_tables, hermite_basis
 from schnet_helpers import (
     ElementEmbedding,
     RadiusInteractionGraph,
@@ -297,7 +298,7 @@ class SplineSchNet(SchNet):
         tolerance = self.tolerance or TOLERANCES[dtype]
         while K <= MAX_INTERVALS:
             pairs = zip(filter_tables(self, K), filter_tables(self, 4 * K), strict=True)
-            if max(_deviation(*pair, self.cutoff) for pair in pairs) <= tolerance:
+            if max(deviation(*pair, self.cutoff) for pair in pairs) <= tolerance:
                 return [table.to(dtype).contiguous() for table in filter_tables(self, K)]
             K *= 2
         raise ValueError(
@@ -312,58 +313,6 @@ def tabulated(model: nn.Module) -> nn.Module:
     result = copy.copy(model)
     result._modules = {name: tabulated(child) for name, child in model.named_children()}
     return result
-
-
-def filter_tables(model: SchNet, num_intervals: int) -> list[Tensor]:
-    """Return the tables of the filters of each block at K + 1 knots, each (K + 1, 3 F), float64.
-
-    The slopes are forward-mode derivatives of the block's own network times the cutoff function.
-    """
-    expansion, cutoff = model.radial_expansion, model.cutoff
-    gamma, mu = expansion.gamma.double(), expansion.mu.double()
-    d = torch.linspace(0, cutoff, num_intervals + 1, dtype=torch.float64)
-    inside = (d < cutoff).unsqueeze(1)  # the cosine's rounding must not be left at the cutoff
-
-    def filters(mlp: nn.Module, d: Tensor) -> Tensor:
-        e = torch.exp(-gamma * (d.unsqueeze(1) - mu) ** 2)
-        weights = {name: weight.double() for name, weight in mlp.named_parameters()}
-        fade = 0.5 * (torch.cos(math.pi / cutoff * d) + 1)
-        return torch.func.functional_call(mlp, weights, (e,)) * fade.unsqueeze(1) * inside
-
-    tables = []
-    for block in model.interactions:
-        W, dW = torch.func.jvp(partial(filters, block.mlp), (d,), (torch.ones_like(d),))
-        differences = F.pad(W[1:] - W[:-1], (0, 0, 0, 1)) * num_intervals / cutoff
-        tables.append(torch.cat([dW, W, differences], dim=1))
-    return tables
-
-
-def _deviation(table: Tensor, finer: Tensor, cutoff: float) -> float:
-    """Return how far values and slopes of the spline are off those of a table 4 times finer.
-
-    In units of the largest value and of the largest slope. The three points between two knots are
-    close to where the errors are largest: t = 1/2 for values, t = 0.21 for slopes.
-    """
-    spacing, errors = cutoff / (len(table) - 1), []
-    (S, V, D), (exact_dW, exact_W, _) = table.chunk(3, dim=1), finer.chunk(3, dim=1)
-    knots = torch.stack([S[:-1], V[:-1], D[:-1], S[1:]])  # (4, K, F)
-    for quarter in (1, 2, 3):
-        w, dw = hermite_basis(torch.tensor(quarter / 4, dtype=V.dtype), spacing)
-        value, slope = (torch.tensordot(basis, knots, dims=1) for basis in (w, dw))
-        errors.append((value - exact_W[quarter::4]).abs().max() / exact_W.abs().max())
-        errors.append((slope - exact_dW[quarter::4]).abs().max() / exact_dW.abs().max())
-    return float(max(errors))
-
-
-def hermite_basis(t: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
-    """Return the cubic Hermite basis at t in [0, 1] of an interval, (..., 4), and its slope.
-
-    It goes with S_k, V_k, D_k and S_{k+1}; see `md.fused`.
-    """
-    s, zero = 1 - t, torch.zeros_like(t)
-    w = [spacing * t * s * s, zero + 1, spacing * t * t * (1 + 2 * s), -spacing * t * t * s]
-    dw = [s * (s - 2 * t), zero, 6 * t * s, t * (t - 2 * s)]
-    return torch.stack(w, dim=-1), torch.stack(dw, dim=-1)
 
 
 def no_room(like: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

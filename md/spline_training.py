@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from md.potential import Standardized
 from md.spline import Network, no_room
-from schnet_helpers import SchNet
+from md.tables import expand_knots
 
 try:
     from md import fused, fused_graph, fused_training
@@ -62,21 +61,6 @@ class SplineForces(nn.Module):
         energy_i, forces = _Forces.apply(self, edges, x, *weights)
         energy = energy_i.new_zeros(B, 1).index_add(0, batch, energy_i)
         return self.model.in_units(energy, z, batch), self.model.scale.to(pos.dtype) * forces
-
-
-def expand_knots(model: SchNet, num_intervals: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the Gaussians and the cutoff function at the knots, and their slopes.
-
-    e_k and de_k/dd, (2, K + 1, Gaussians), and C and dC/dd, (2, K + 1), in the model's dtype.
-    """
-    mu, gamma = model.radial_expansion.mu.double(), model.radial_expansion.gamma.double()
-    d = torch.linspace(0, model.cutoff, num_intervals + 1, dtype=torch.float64).unsqueeze(1)
-    e = torch.exp(-gamma * (d - mu) ** 2)
-    angle = math.pi / model.cutoff * d[:, 0]
-    C = 0.5 * torch.stack([angle.cos() + 1, -math.pi / model.cutoff * angle.sin()])
-    C[:, -1] = 0
-    expansion, like = torch.stack([e, -2 * gamma * (d - mu) * e]), model.radial_expansion.mu.dtype
-    return expansion.to(like).numpy(), C.to(like).numpy()
 
 
 class _Forces(torch.autograd.Function):

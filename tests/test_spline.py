@@ -20,6 +20,7 @@ from md.neighbors import PeriodicGraph
 from md.potential import Standardized, by_autograd, energy_and_forces
 from md.spline import SplineSchNet, tabulated
 from md.spline_training import SplineForces
+from md.tables import hermite_basis
 from md.training import FrameForces, Settings, loss_of, make_engine
 from schnet_helpers import ElementEmbedding, RadiusInteractionGraph, SchNet
 
@@ -221,7 +222,7 @@ def test_tolerance_bounds_filters_and_slopes(gamma):
 
         W, slope = torch.func.jvp(exact, (d,), (torch.ones_like(d),))
         knot = (d / h).long()
-        basis = spline.hermite_basis(d / h - knot, h)
+        basis = hermite_basis(d / h - knot, h)
         S, V, D = table.chunk(3, dim=1)
         rows = torch.stack([S[knot], V[knot], D[knot], S[knot + 1]], dim=1)  # (E, 4, F)
         for w, expected in zip(basis, (W, slope), strict=True):
