@@ -1,17 +1,25 @@
 """How fast SchNet runs beside its peers: the same weights, the same atoms, in one run, in turn.
 
-    python -m benchmarks.peers [--quick] [--json FILE]
+    python -m benchmarks.peers [--quick] [--schnetpack PYTHON] [--json FILE]
 
-Each line is a system. For energies and forces every engine finds the graph itself, unless the
-column says that it is given; for a training step (energies, forces, their loss, its gradient) all
-get the same edges. Times are medians; ratios are ratios of medians. Writes the table peers.md.
+Energies and forces include the search for the graph (SchNetPack's is given); training steps
+(energies, forces, their loss, its gradient by the weights) are all given it. Every engine runs for
+a short while, then the next one, and so on, several times; times are medians, ratios those of
+medians. Writes peers.md and peers.svg; `--quick` prints the first tables and writes nothing.
+
+SchNetPack 2.1.1 needs an environment of its own, which these commands make:
+
+    python3 -m venv .venv/schnetpack
+    .venv/schnetpack/bin/pip install -r benchmarks/schnetpack.txt
+    .venv/schnetpack/bin/pip install --no-deps schnetpack==2.1.1
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import math
+import logging
 import multiprocessing
 import os
 import platform
@@ -20,211 +28,192 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
+import numba
 import torch
 import torch_geometric
-from torch import Tensor, nn
-from torch_cluster import radius_graph
-from torch_geometric.nn import SchNet as PyGSchNet
+from torch import Tensor
 
-from md.potential import Standardized, by_autograd, energy_and_forces
-from md.spline import SplineSchNet
-from md.spline_training import SplineForces
-from md.training import Settings, loss_of
-from schnet_helpers import ElementEmbedding, RadiusInteractionGraph, SchNet
-
-DENSITY = 0.9  # atoms in a cube whose edge is 1, for bulk; the cutoff 2.5 then holds about 46
-
-
-class Case(NamedTuple):
-    """Samples, atoms in each, and the sizes of the network."""
-
-    name: str
-    num_samples: int
-    num_atoms: int
-    num_features: int
-    num_blocks: int
-    num_gaussians: int
-    cutoff: float
-
-
-CASES = (
-    Case("1 × 13", 1, 13, 32, 2, 10, 5.0),
-    Case("10 × 9", 10, 9, 64, 3, 25, 5.0),
-    Case("64 × 13", 64, 13, 32, 2, 10, 5.0),
-    Case("32 × 21", 32, 21, 128, 6, 50, 5.0),
-    Case("1,000 bulk", 1, 1000, 64, 3, 50, 2.5),
-    Case("8,000 bulk", 1, 8000, 64, 3, 50, 2.5),
+from benchmarks.accuracy_of_tables import accuracy
+from benchmarks.engines import (
+    BULK,
+    CASES,
+    Case,
+    Engine,
+    PyG,
+    SchNetPack,
+    System,
+    atoms_of,
+    compiled,
+    pyg,
+    same_weights,
+    tables,
 )
+from benchmarks.peers_page import draw, page, speed_table
+from md.neighbors import PeriodicGraph
+from md.potential import energy_and_forces
+from md.spline import SplineSchNet
+
+ROUNDS = 3
+SIZES = {"PyG": (100, 1000, 8000), "tables": (100, 1000, 8000, 64_000, 1_000_000)}
+SKIN, STEP = 0.3, 0.004  # an atom of speed 1, about what a Lennard-Jones liquid has at T = 1
 
 
-def atoms_of(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """Return z, pos, batch: a jittered lattice for bulk, compact molecules otherwise."""
-    torch.manual_seed(0)
-    side = math.ceil(case.num_atoms ** (1 / 3) - 1e-9)
-    axes = torch.meshgrid(*[torch.arange(float(side))] * 3, indexing="ij")
-    sites = torch.stack(axes, dim=-1).view(-1, 3)[: case.num_atoms]
-    spacing = DENSITY ** (-1 / 3) if case.num_atoms > 100 else 1.2
-    pos = spacing * (sites.repeat(case.num_samples, 1) + 0.05 * torch.randn(1, 3))
-    pos += 0.1 * torch.randn_like(pos)
-    batch = torch.arange(case.num_samples).repeat_interleave(case.num_atoms)
-    return torch.randint(1, 9, (len(pos), 1)), pos, batch
+def medians(engines: dict[str, Engine], kind: str, seconds: float) -> dict[str, float | None]:
+    """Let the engines run in turn for so many seconds each; return the median time of each."""
+    times: dict[str, list[float] | None] = {}
+    for name, engine in engines.items():
+        try:
+            engine.burst(kind, 0.0)  # what is compiled, is compiled here
+            times[name] = []
+        except torch._inductor.exc.InductorError:  # of one sample, torch 2.13 fails to compile
+            times[name] = None
+    for _ in range(ROUNDS):
+        for name, engine in engines.items():
+            if times[name] is not None:
+                burst = engine.burst(kind, seconds / ROUNDS)
+                times[name] += burst[1:] or burst  # the first call finds the cache full of others
+    return {name: None if t is None else statistics.median(t) for name, t in times.items()}
 
 
-class PyG(nn.Module):
-    """PyG's own SchNet; the graph is torch_cluster's, or given."""
-
-    def __init__(self, case: Case) -> None:
-        super().__init__()
-        self.edge_index: Tensor | None = None
-        self.cutoff = case.cutoff
-        self.schnet = PyGSchNet(
-            case.num_features, case.num_features, case.num_blocks, case.num_gaussians, case.cutoff,
-            interaction_graph=self.graph,
-        )  # fmt: skip
-
-    def graph(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the edges and their lengths."""
-        edges = self.edge_index
-        if edges is None:
-            edges = radius_graph(pos, self.cutoff, batch, max_num_neighbors=1000)
-        return edges, (pos[edges[0]] - pos[edges[1]]).norm(dim=-1)
-
-    def forward(self, z: Tensor, pos: Tensor, batch: Tensor) -> Tensor:
-        """Return the energies, (B, 1)."""
-        return self.schnet(z.view(-1), pos, batch)
-
-
-def same_weights(peer: PyG, case: Case) -> SchNet:
-    """Return our SchNet with the peer's weights."""
-    other, F = peer.schnet, case.num_features
-    gamma = -float(other.distance_expansion.coeff)
-    model = SchNet(F, F, case.num_blocks, case.num_gaussians, case.cutoff, gamma,
-                   ElementEmbedding(F, max_z=99))  # fmt: skip
-    model.embedding.load_state_dict(other.embedding.state_dict())
-    model.interactions.load_state_dict(other.interactions.state_dict())
-    model.readout[0].load_state_dict(other.lin1.state_dict())
-    model.readout[2].load_state_dict(other.lin2.state_dict())
-    return model
-
-
-def medians(functions: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Call all functions in turn for so many seconds each; return the median time of each."""
-    for function in functions.values():
-        function(), function()
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    while min(map(sum, times.values())) < seconds or min(map(len, times.values())) < 5:
-        for name, function in functions.items():
-            begin = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def measure(case: Case, seconds: float) -> dict[str, object]:
-    """Return times, and how far the forces are from those in float64."""
-    torch.manual_seed(0)
-    z, pos, batch = atoms_of(case)
-    peer = PyG(case)
-    plain = same_weights(peer, case)
-    fast = SplineSchNet(plain)
-    exact_energy, exact = by_autograd(same_weights(peer, case).double(), z, pos.double(), batch)
-    forces = {"PyG": by_autograd(peer, z, pos, batch)[1]}
-    forces["tables"] = energy_and_forces(fast, z, pos, batch)[1]
-    rms = exact.square().mean().sqrt()
-    errors = {name: float((f - exact).abs().max() / rms) for name, f in forces.items()}
-    inference = medians({
-        "PyG": lambda: by_autograd(peer, z, pos, batch),
-        "tables": lambda: energy_and_forces(fast, z, pos, batch),
-    }, seconds)  # fmt: skip
-    edge_index, _ = RadiusInteractionGraph(case.cutoff)(pos, batch)
-    target = (z, pos, batch, exact_energy, exact.float())
-    training = medians(training_steps(peer, plain, target, edge_index), seconds)
-    return {
-        "case": case.name, "edges": edge_index.shape[1], "intervals": fast.num_intervals,
-        "inference": inference, "training": training, "force_error": errors,
+def measure(case: Case, seconds: float, quick: bool, schnetpack: Path | None) -> dict[str, object]:
+    """Return the times of all engines, and how far their forces are from those in float64."""
+    system = System(case)
+    engines = {"PyG": pyg(system), "tables": tables(system)}
+    if not quick:
+        engines["compiled"] = compiled(system)
+    if schnetpack:
+        engines["SchNetPack"] = SchNetPack(system, schnetpack)
+    errors = {name: system.error_of(engine.forces()) for name, engine in engines.items()}
+    result = {
+        "case": case.name, "edges": system.edges.shape[1], "force_error": errors,
+        "inference": medians(engines, "inference", seconds),
+        "multiply_adds": multiply_adds(case, system.edges.shape[1]),
     }  # fmt: skip
+    if not (quick and case.num_atoms > 1000):  # PyG needs ten seconds for such a step
+        result["training"] = medians(engines, "training", seconds)
+    if schnetpack:
+        engines["SchNetPack"].close()
+    return result
 
 
-def training_steps(
-    peer: PyG, plain: SchNet, target: tuple[Tensor, ...], edge_index: Tensor
-) -> dict[str, Callable[[], None]]:
-    """Return a training step of each: energies, forces, loss, and its gradient by the weights."""
-    from md.data import Batch
+def multiply_adds(case: Case, num_edges: int) -> int:
+    """Return how many multiply-adds the tables take for energies and forces.
 
-    batch, settings = Batch(*target), Settings()
-    B, offset = len(batch.energies), torch.zeros(edge_index.shape[1], 3)
-    engine = SplineForces(Standardized(plain))
-
-    def step_of_peer() -> None:
-        peer.edge_index = edge_index
-        loss_of(*energy_and_forces(peer, *batch[:3], create_graph=True), batch, settings).backward()
-        peer.edge_index = None
-
-    def step() -> None:
-        loss_of(*engine(*batch[:3], edge_index, offset, B), batch, settings).backward()
-
-    return {"PyG": step_of_peer, "tables": step}
+    Per atom the dense layers, forward and back; per edge and feature 4 forward, W and its product
+    with x, and 10 back: W, W', the product with g, and (g_i x_j + g_j x_i) W'.
+    """
+    atoms, F, L = case.num_samples * case.num_atoms, case.num_features, case.num_blocks
+    return 2 * atoms * (3 * L * F * F + F * F // 2) - atoms * F * F + 14 * L * F * num_edges
 
 
-def peak_memory(case: Case, engine: str) -> float:
-    """Return by how many MB energies and forces raise the peak memory of a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak_memory, (case, engine))
+def peak() -> float:
+    """Return how many multiply-adds in float32 a second a product of large matrices makes."""
+    a, times = torch.rand(2048, 2048), []
+    for _ in range(20):
+        begin = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - begin)
+    return 2048**3 / statistics.median(times)
 
 
-def _peak_memory(case: Case, engine: str) -> float:
-    small = case._replace(num_atoms=min(case.num_atoms, 100))
-    for scale in (small, case):  # the small one loads and compiles all that is needed
-        z, pos, batch = atoms_of(scale)
-        peer = PyG(scale)
-        model = peer if engine == "PyG" else SplineSchNet(same_weights(peer, scale))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        energy_and_forces(model, z, pos, batch)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+def moving(case: Case, seconds: float) -> dict[str, float]:
+    """Return the steps a second of dynamics whose atoms fly freely, with lists and without.
+
+    The forces are computed and not used: with random weights they would tear the atoms apart.
+    """
+    z, start, batch = atoms_of(case)
+    velocities = torch.randn_like(start)
+    peer = PyG(case)
+    models = {"PyG": peer}
+    for name, skin in (("tables, list with a skin", SKIN), ("tables, new list", None)):
+        models[name] = SplineSchNet(same_weights(peer, case))
+        if skin is not None:
+            models[name].interaction_graph = PeriodicGraph(case.cutoff, skin)
+    speeds = {}
+    for name, model in models.items():
+        energy_and_forces(model, z, start, batch)
+        steps, begin = 0, time.perf_counter()
+        while steps < 3 or time.perf_counter() - begin < seconds:
+            back_and_forth = steps % 200 if steps % 200 < 100 else 200 - steps % 200
+            energy_and_forces(model, z, start + STEP * back_and_forth * velocities, batch)
+            steps += 1
+        speeds[name] = steps / (time.perf_counter() - begin)
+    return speeds
 
 
-def table(results: list[dict], memory: dict[str, float]) -> str:
-    """Return the page."""
-    head = ("atoms", "edges", "PyG", "tables", "ratio", "PyG, training step", "tables", "ratio",
-            "largest force error, PyG", "tables")  # fmt: skip
-    lines = ["# Beside PyG's SchNet", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    for r in results:
-        cells = [r["case"], f"{r['edges']:,}"]
-        for kind in ("inference", "training"):
-            a, b = r[kind]["PyG"], r[kind]["tables"]
-            cells += [f"{1e3 * a:.2f} ms", f"{1e3 * b:.2f} ms", f"{a / b:.1f}×"]
-        cells += [f"{r['force_error'][name]:.0e}" for name in ("PyG", "tables")]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Energies and forces include the graph, which training steps are given. Random",
-              "weights, float32; errors relative to the force RMS, against float64."]  # fmt: skip
-    if memory:
-        sizes = ", ".join(f"{name} {mb:,.0f} MB" for name, mb in memory.items())
-        lines += ["", f"Extra peak memory of energies and forces at 8,000 atoms: {sizes}."]
-    threads, versions = torch.get_num_threads(), (torch.__version__, torch_geometric.__version__)
-    lines += [
-        "",
-        f"{threads} threads, {platform.machine()}, torch {versions[0]}, PyG {versions[1]}.",
-    ]
-    return "\n".join([*lines, "`python -m benchmarks.peers` makes this page."]) + "\n"
+def alone(function: Callable, *arguments: object) -> object:
+    """Call the function in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def size_and_time(num_atoms: int, engine: str) -> dict[str, float]:
+    """Return seconds for energies and forces of so many atoms in bulk, and MB of extra memory."""
+    small, large = BULK._replace(num_atoms=100), BULK._replace(num_atoms=num_atoms)
+    peer = PyG(BULK)
+    model = peer if engine == "PyG" else SplineSchNet(same_weights(peer, BULK))
+    energy_and_forces(model, *atoms_of(small))  # loads and compiles all that is needed
+    atoms: tuple[Tensor, ...] = atoms_of(large)
+    _forget_peak()
+    before = _memory("VmRSS")
+    energy_and_forces(model, *atoms)
+    times, extra = [], _memory("VmHWM") - before
+    while len(times) < 3 or (len(times) < 200 and sum(times) < 2):
+        begin = time.perf_counter()
+        energy_and_forces(model, *atoms)
+        times.append(time.perf_counter() - begin)
+    extra = max(extra, _memory("VmHWM") - before)
+    return {"atoms": num_atoms, "seconds": statistics.median(times), "extra_mb": extra}
+
+
+def _forget_peak() -> None:
+    with contextlib.suppress(OSError):  # there on Linux alone
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _memory(name: str) -> float:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # not on Linux: the highest so far stands for both
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+def machine() -> str:
+    """Return the versions and the machine."""
+    return (
+        f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, "
+        f"PyG {torch_geometric.__version__}, numba {numba.__version__}."
+    )
 
 
 def main() -> None:
-    """Measure all cases, and write the table."""
+    """Measure all cases, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="shorter, without memory")
+    parser.add_argument("--quick", action="store_true", help="the first table only, roughly")
+    parser.add_argument("--schnetpack", type=Path, help="the Python of its environment")
     parser.add_argument("--json", type=Path, help="where the numbers go as well")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
-    results = [measure(case, 1.0 if options.quick else 5.0) for case in CASES]
-    memory = {}
-    if not options.quick:
-        memory = {engine: peak_memory(CASES[-1], engine) for engine in ("PyG", "tables")}
-    options.out.write_text(table(results, memory))
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)
+    seconds = 0.5 if options.quick else 6.0
+    numbers = {"machine": machine(), "cores": os.cpu_count(), "speed": []}
+    for case in CASES:
+        print(f"{case.name} ...", flush=True)
+        numbers["speed"].append(measure(case, seconds, options.quick, options.schnetpack))
+    if options.quick:
+        print("\n".join(speed_table(numbers["speed"])), numbers["machine"], sep="\n")
+    else:
+        numbers["peak"] = peak()
+        numbers["steps"] = {case.name: moving(case, 4.0) for case in (CASES[0], *CASES[-2:])}
+        numbers["sizes"] = {name: [alone(size_and_time, n, name) for n in sizes]
+                            for name, sizes in SIZES.items()}  # fmt: skip
+        numbers["accuracy"] = accuracy()
+        options.out.write_text(page(numbers))
+        draw(numbers["sizes"], options.out.with_suffix(".svg"))
     if options.json:
-        numbers = {"results": results, "memory_mb": memory, "cores": os.cpu_count()}
         options.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
 

@@ -1,0 +1,105 @@
+"""What `benchmarks.peers` measured, as a page and a figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+PEERS = ("PyG", "compiled", "SchNetPack")
+TITLES = {"PyG": "PyG", "compiled": "PyG, torch.compile", "SchNetPack": "SchNetPack 2.1.1"}
+STYLE = {"PyG": ("o--", "#d55e00"), "tables": ("s-", "#0072b2")}
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)] + [""]
+
+
+def _ms(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1e3 * seconds:.3g} ms"
+
+
+def speed_table(results: list[dict]) -> list[str]:
+    """Return the tables of energies and forces, and of training steps."""
+    lines = []
+    for kind, title in (("inference", "Energies and forces"), ("training", "Training step")):
+        shown = [r for r in results if kind in r]
+        peers = [name for name in PEERS if name in shown[0][kind]]
+        head = [title, "edges", *(TITLES[name] for name in peers), "tables", "ratio to PyG"]
+        head += [f"to {TITLES[name]}" for name in peers[1:]]
+        rows = []
+        for r in shown:
+            t = r[kind]
+            ratios = [t[name] and f"{t[name] / t['tables']:.1f} ×" for name in peers]
+            ratios = [ratio or "–" for ratio in ratios]
+            rows.append([r["case"], f"{r['edges']:,}", *(_ms(t[name]) for name in peers),
+                         f"**{_ms(t['tables'])}**", f"**{ratios[0]}**", *ratios[1:]])  # fmt: skip
+        lines += table(head, rows)
+    return lines
+
+
+def page(numbers: dict) -> str:
+    """Return the page peers.md."""
+    speed, sizes, steps = numbers["speed"], numbers["sizes"], numbers["steps"]
+    lines = ["# SchNet with tables, beside its peers", "", *speed_table(speed)]
+    lines += [
+        "Medians of one run, in which the engines take turns; the same weights, float32. Samples",
+        "× atoms, or atoms in bulk; features, blocks, Gaussians and cutoff are in `engines.py`.",
+        "The time for energies and forces includes the search for the graph, except SchNetPack's,",
+        "to which it is given; training steps are given it. A dash: torch cannot compile it.",
+        "",
+        "![time and memory against the number of atoms](peers.svg)",
+        "",
+    ]
+    rows = []
+    for name, results in sizes.items():
+        for r in results:
+            per_atom = f"{1e6 * r['seconds'] / r['atoms']:.2f} µs"
+            rows.append([name, f"{r['atoms']:,}", f"{r['seconds']:.4g} s", per_atom,
+                         f"{r['extra_mb']:,.0f} MB"])  # fmt: skip
+    lines += table(["", "atoms in bulk", "energies and forces", "per atom", "extra memory"], rows)
+    lines += ["Each size in a process of its own. Extra memory: how far energies and forces raise",
+              "the peak of the process above what it holds before.", ""]  # fmt: skip
+    names = list(next(iter(steps.values())))
+    rows = [[case, *(f"{speeds[name]:,.1f}" for name in names)] for case, speeds in steps.items()]
+    lines += table(["steps a second", *names], rows)
+    lines += ["Atoms move 0.004 × a normal deviate a step; a list that ends 0.3 beyond the cutoff",
+              "is built anew when an atom has moved by half of that.", ""]  # fmt: skip
+    rows = []
+    for r in speed:
+        rate = r["multiply_adds"] / r["inference"]["tables"]
+        count, speed_of_it = f"{r['multiply_adds'] / 1e6:.3g} million", f"{rate / 1e9:.3g} billion"
+        rows.append([r["case"], count, speed_of_it, f"{100 * rate / numbers['peak']:.0f} %"])
+    lines += table(["tables", "multiply-adds", "a second", "of the machine's"], rows)
+    lines += [f"The machine's: {numbers['peak'] / 1e9:.3g} billion a second, in a product of two",
+              "matrices of 2048 rows and columns.", ""]  # fmt: skip
+    accuracy = numbers["accuracy"]
+    rows = [[name, *(f"{error:.1e}" for error in errors.values())]
+            for name, errors in accuracy["forces"].items()]  # fmt: skip
+    head = ["largest force error / RMS", "plain, float32", "tables, float32", "tables, float64"]
+    lines += table(head, rows)
+    rows = [[name, f"{d['mev_per_atom_ps']:+.4f} ± {d['error']:.4f}", f"{d['wobble_mev']:.2f}"]
+            for name, d in accuracy["drift"].items()]  # fmt: skip
+    lines += table(["ethanol, 10 ps, 0.5 fs", "drift, meV per atom and ps", "wobble, meV"], rows)
+    lines += [numbers["machine"], "`python -m benchmarks.peers` makes this page."]
+    return "\n".join(lines) + "\n"
+
+
+def draw(sizes: dict[str, list[dict]], path: Path) -> None:
+    """Draw time and memory against the number of atoms."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for name, results in sizes.items():
+        (marker, color), atoms = STYLE[name], [r["atoms"] for r in results]
+        label = {"PyG": "PyTorch Geometric's SchNet", "tables": "the same weights, tables"}[name]
+        per_atom = [1e6 * r["seconds"] / r["atoms"] for r in results]
+        left.loglog(atoms, per_atom, marker, color=color, label=label)
+        right.loglog(atoms, [r["extra_mb"] for r in results], marker, color=color)
+    left.set(xlabel="atoms in bulk", ylabel="time per atom (µs)", title="energies and forces")
+    right.set(xlabel="atoms in bulk", ylabel="extra memory (MB)", title="peak of the process")
+    left.legend(frameon=False, fontsize=9)
+    for ax in (left, right):
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
