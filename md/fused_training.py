@@ -16,7 +16,6 @@ from numba import njit, prange
 COMPILED = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 ROWS = 16  # atoms that a thread takes at a time
 BLAS_ALONE = 2**18  # multiply-adds of a product that BLAS does not split among threads of its own
-FEW_EDGES = 20_000  # that are not worth a second part of a table's gradient
 
 
 @njit(**COMPILED)
@@ -173,10 +172,9 @@ def table_gradient(lo, hi, q, g, h, dh, edges, speed, G):
 
 
 @njit(parallel=True, **COMPILED)
-def table_gradients(q, g, h, dh, edges, speed, num_knots):
-    """Return ∂J/∂T of all blocks, (L, K + 1, 3 M)."""
+def table_gradients(q, g, h, dh, edges, speed, num_knots, num):
+    """Return ∂J/∂T of all blocks, (L, K + 1, 3 M), summed in so many parts."""
     (L, N, M), new = h.shape, h.dtype
-    num = 1 if len(edges[1]) < FEW_EDGES else 8
     parts = np.empty((L, num, num_knots + 1, 3 * M), new)  # S_{K+1} is written to, and is 0
     for task in prange(L * num):
         n, part = task // num, task % num
@@ -270,7 +268,7 @@ def collect(x, dx, y, dy, a, da, P, g, q_s, g_s, q_h, g_h, filters, inner, back)
 
 
 @njit(**COMPILED)
-def gradients(seed, direction, edges, weights, filters, tables, spacing, kept, inner):
+def gradients(seed, direction, edges, weights, filters, tables, spacing, kept, inner, num_parts):
     """Return the gradients of J = Σ_i seed_i E_i + D_direction E.
 
     Args:
@@ -283,6 +281,7 @@ def gradients(seed, direction, edges, weights, filters, tables, spacing, kept, i
         spacing: from knot to knot.
         kept: what `fused.energies_and_forces` kept.
         inner: what `fused.tabulate` kept.
+        num_parts: in so many parts a table's gradient is summed; threads do not change that.
 
     Returns:
         Those by the embeddings, (N, F), by the weights of the blocks and filters as `collect`
@@ -303,7 +302,7 @@ def gradients(seed, direction, edges, weights, filters, tables, spacing, kept, i
     for n in range(L - 1, -1, -1):
         backward(n, edges, spread, weights, tables[n], g_y[n], q_y[n], q_h[n], P[n + 1], P[n],
                  slope[n - 1], ds[n - 1], g_s[n - 1], q_s[n - 1], q_y[n - 1])  # fmt: skip
-    G = table_gradients(q_y, g_y, h, dh, edges, spread, tables.shape[1])
+    G = table_gradients(q_y, g_y, h, dh, edges, spread, tables.shape[1], num_parts)
     back = filters_back(G, filters, inner[1], inner[2], spacing)
     blocks = collect(x, dx, y, dy, a, da, P, g, q_s, g_s, q_h, g_h, filters, inner, back)
     R1, c1, R2 = np.empty_like(weights.R1), np.empty_like(weights.c1), np.empty_like(weights.R2)

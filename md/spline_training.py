@@ -24,6 +24,9 @@ except ImportError:  # no numba: the plain network does it all
     fused = fused_graph = fused_training = None
 
 
+FEW_EDGES = 20_000  # that are not worth a second part of a table's gradient
+
+
 class SplineForces(nn.Module):
     """Energies and forces of frames whose edges are known, as `FrameForces`, on tables.
 
@@ -83,6 +86,9 @@ class _Forces(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, g_energy, g_forces):
         seed, direction = g_energy.contiguous().view(-1), -g_forces
-        g_x, blocks, ends = fused_training.gradients(seed.numpy(), direction.numpy(), *ctx.given)
+        num_parts = 1 if len(ctx.given[0][1]) < FEW_EDGES else 8
+        g_x, blocks, ends = fused_training.gradients(
+            seed.numpy(), direction.numpy(), *ctx.given, num_parts
+        )
         grads = [part for x in blocks for part in torch.from_numpy(x).unbind(0)]
         return None, None, torch.from_numpy(g_x), *grads, *map(torch.from_numpy, ends)

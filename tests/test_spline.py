@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -12,7 +16,7 @@ from contract import EnergyModelContract, assert_equal, molecules
 from torch import Tensor, nn
 
 from fake_data import fake_trajectory
-from md import fused, fused_graph, spline
+from md import fused, fused_graph, spline, spline_training
 from md.calculator import ModelCalculator
 from md.data import Dataset
 from md.kernels import Edges, _Convolve, _EdgeProducts, _TableGradient
@@ -25,9 +29,11 @@ from md.training import FrameForces, Settings, loss_of, make_engine
 from schnet_helpers import ElementEmbedding, RadiusInteractionGraph, SchNet
 
 
-def schnet(dtype: torch.dtype = torch.float64, cutoff: float = 2.5, gamma: float = 4.0) -> SchNet:
+def schnet(
+    dtype: torch.dtype = torch.float64, cutoff: float = 2.5, gamma: float = 4.0, blocks: int = 2
+) -> SchNet:
     torch.manual_seed(0)
-    model = SchNet(16, 12, 2, 10, cutoff, gamma, embedding=ElementEmbedding(16))
+    model = SchNet(16, 12, blocks, 10, cutoff, gamma, embedding=ElementEmbedding(16))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -107,28 +113,53 @@ def test_softplus_and_sigmoid(dtype, relative):
     np.testing.assert_allclose(sigmoid, 1 / (1 + np.exp(-exact)), rtol=relative, atol=1e-7)
 
 
+def assert_same_gradients(
+    model: Standardized, data: Dataset, settings: Settings, tolerance: float
+) -> None:
+    dtype, frames = next(model.parameters()).dtype, torch.arange(len(data))
+    target, edges = data.take(frames, dtype), data.edges(model.cutoff).take(frames, dtype)
+
+    def gradients(engine: nn.Module) -> list[Tensor]:
+        model.zero_grad()
+        loss = loss_of(*engine(*target[:3], *edges, len(data)), target, settings)
+        loss.backward()
+        return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+
+    plain, tabulated = gradients(FrameForces(model)), gradients(SplineForces(model, 4096))
+    assert len(plain) == len(tabulated) == len(list(model.parameters()))
+    for a, b in zip(plain, tabulated, strict=True):
+        assert float((a - b).norm()) <= tolerance * float(a.norm()) + 1e-12
+        assert b.any() or not a.any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("rho_energy", "rho_forces"), [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
 def test_gradients_of_the_loss_are_those_of_the_plain_network(dtype, rho_energy, rho_forces):
     z, pos, _ = cluster(dtype)
     n_atoms = torch.full((4,), 7)
     data = Dataset(z.flatten(), pos, torch.randn(4), torch.randn(28, 3), n_atoms)
-    frames, settings = torch.arange(4), Settings(rho_energy=rho_energy, rho_forces=rho_forces)
-    target, edges = data.take(frames, dtype), data.edges(2.5).take(frames, dtype)
-    model = Standardized(schnet(dtype), scale=1.7)
+    settings = Settings(rho_energy=rho_energy, rho_forces=rho_forces)
+    tolerance = 1e-8 if dtype == torch.float64 else 1e-3
+    assert_same_gradients(Standardized(schnet(dtype), scale=1.7), data, settings, tolerance)
 
-    def gradients(engine: nn.Module) -> list[Tensor]:
-        model.zero_grad()
-        loss = loss_of(*engine(*target[:3], *edges, 4), target, settings)
-        loss.backward()
-        return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
 
-    plain, tabulated = gradients(FrameForces(model)), gradients(SplineForces(model, 4096))
-    assert len(plain) == len(tabulated) >= 17
-    for a, b in zip(plain, tabulated, strict=True):
-        tolerance = 1e-8 if dtype == torch.float64 else 1e-3
-        assert float((a - b).norm()) <= tolerance * float(a.norm()) + 1e-12
-        assert b.any() or not a.any()
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_gradients_with_other_numbers_of_blocks(blocks):
+    z, pos, _ = cluster()
+    data = Dataset(z.flatten(), pos, torch.randn(4), torch.randn(28, 3), torch.full((4,), 7))
+    assert_same_gradients(Standardized(schnet(blocks=blocks)), data, Settings(rho_energy=1.0), 1e-8)
+
+
+@pytest.mark.parametrize("few", [20_000, 10])
+def test_gradients_of_atoms_that_see_their_own_images(few, monkeypatch):
+    torch.manual_seed(0)
+    pos, cells = 2.0 * torch.rand(9, 3), 2.0 * torch.eye(3).repeat(3, 1, 1)
+    data = Dataset(torch.tensor([1, 6, 8] * 3), pos, torch.randn(3), torch.randn(9, 3),
+                   torch.full((3,), 3), cells)  # fmt: skip
+    edges, _ = data.edges(2.5).take(torch.arange(3))
+    assert (edges[0] == edges[1]).any()
+    monkeypatch.setattr(spline_training, "FEW_EDGES", few)  # in several parts, or in one
+    assert_same_gradients(Standardized(schnet()), data, Settings(rho_energy=1.0), 1e-8)
 
 
 def test_gradients_by_autograd_are_those_of_the_plain_network():
@@ -196,6 +227,43 @@ def test_tables_are_never_those_of_older_weights(update):
     energy, _ = energy_and_forces(model, *cluster())
     assert_equal(energy, plain(*cluster()).detach(), atol=1e-8)
     assert (energy - before).abs().min() > 1e-3
+
+
+def test_one_model_for_changing_atoms_and_samples():
+    plain = schnet()
+    model, (z, pos, batch) = SplineSchNet(plain), cluster()
+    several = torch.arange(4).repeat_interleave(torch.tensor([3, 11, 7, 7]))
+    calls = [(z, pos, batch), (z.flip(0), pos, batch), (z, pos, several), (z, 1.1 * pos, several),
+             (z.double(), pos, batch), (z[:14], pos[:14], batch[:14])]  # fmt: skip
+    seen = []
+    for call in (*calls, calls[0]):
+        results = energy_and_forces(model, *call), by_autograd(plain, *call)
+        for a, b in zip(*results, strict=True):
+            assert_equal(a, b, atol=1e-8)
+        seen.append(results[0])
+    assert torch.equal(seen[0][0], seen[-1][0])
+    assert all((seen[0][1][:14] - forces[:14]).abs().max() > 1e-3 for _, forces in seen[1:4])
+    plain.embedding.weight.data *= 2  # of nothing but the embedding is a new result
+    assert_equal(energy_and_forces(model, *calls[0])[0], plain(*calls[0]).detach(), atol=1e-8)
+    assert (plain(*calls[0]) - seen[0][0]).abs().min() > 1e-3
+
+
+def test_room_is_kept_between_calls_of_any_size_and_not_shared_by_threads(monkeypatch):
+    monkeypatch.setattr(spline, "ENOUGH_ROOM", 0)
+    model = SplineSchNet(schnet())
+    given = [cluster(n=n) for n in (7, 3, 12, 30)]
+    expected = [energy_and_forces(SplineSchNet(schnet()), *call) for call in given]
+    for call, (energy, forces) in zip(given * 2, expected * 2, strict=True):
+        e, f = energy_and_forces(model, *call)
+        assert torch.equal(e, energy) and torch.equal(f, forces)
+    assert len(model._room[0]) > 0
+    room = model._room[0].ctypes.data
+    energy_and_forces(model, *given[0])
+    assert model._room[0].ctypes.data == room
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda call: energy_and_forces(model, *call), given * 50))
+    for (e, f), (energy, forces) in zip(results, expected * 50, strict=True):
+        assert torch.equal(e, energy) and torch.equal(f, forces)
 
 
 def test_tables_are_made_once_for_the_same_weights(monkeypatch):
@@ -329,6 +397,22 @@ def test_threads_change_nothing_but_round_off_and_two_runs_nothing(dtype):
         assert_equal(one, two, atol=10 * torch.finfo(dtype).eps * float(one.abs().max()))
 
 
+def test_number_of_threads_stays_as_it_was():
+    code = """
+import torch
+from md.potential import energy_and_forces
+from md.spline import SplineSchNet
+from schnet_helpers import SchNet
+torch.set_num_threads(1)
+pos = torch.rand(4, 3)
+energy_and_forces(SplineSchNet(SchNet()), torch.ones(4, 1), pos, torch.zeros(4, dtype=torch.int64))
+print(torch.get_num_threads())
+"""
+    root = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert (run.stdout, run.returncode) == ("1\n", 0), run.stderr
+
+
 # Where it is used
 
 
@@ -345,6 +429,24 @@ def test_periodic_graph_with_a_skin():
         assert_equal(e, energy, atol=1e-8)
         assert_equal(f, forces, atol=1e-8)
     assert forces.abs().max() > 0.1
+
+
+def test_list_with_a_skin_while_atoms_and_cell_move():
+    torch.manual_seed(0)
+    z, pos = torch.tensor([[1], [6]]).repeat(15, 1), 4.0 * torch.rand(30, 3).double()
+    batch, moves = torch.zeros(30, dtype=torch.int64), 0.02 * torch.randn(30, 3).double()
+    model, plain = SplineSchNet(schnet()), schnet()
+    model.interaction_graph = kept = PeriodicGraph(2.5, skin=0.4)
+    plain.interaction_graph = PeriodicGraph(2.5)
+    for step in range(12):
+        edge = 4.0 + 0.01 * (step // 2)  # every other step leaves the cell as it is
+        for graph in (kept, plain.interaction_graph):
+            graph.set_cells(edge * torch.eye(3).double().unsqueeze(0))
+        results = [way(m, z, pos + step * moves, batch)
+                   for way, m in ((energy_and_forces, model), (by_autograd, plain))]  # fmt: skip
+        for a, b in zip(*results, strict=True):
+            assert_equal(a, b, atol=1e-8 * float(b.abs().max()))
+    assert 1 < kept.num_builds < plain.interaction_graph.num_builds == 12
 
 
 def test_another_graph_is_taken_as_it_is():
@@ -434,9 +536,19 @@ def test_copies_keep_the_tables_apart():
     ],
 )
 def test_bad_input_gets_the_errors_of_schnet(way, change, error, message):
-    given = dict(zip(("z", "pos", "batch"), cluster(), strict=True)) | change
-    with pytest.raises(error, match=message):
-        way(SplineSchNet(schnet()), *given.values())
+    good = dict(zip(("z", "pos", "batch"), cluster(), strict=True))
+    model = SplineSchNet(schnet())
+    for _ in range(2):  # the second time after a good call, which leaves something behind
+        with pytest.raises(error, match=message):
+            way(model, *(good | change).values())
+        way(model, *good.values())
+
+
+def test_weights_of_two_dtypes_are_refused():
+    model = schnet(torch.float32)
+    model.interactions[0].lin.double()
+    with pytest.raises(TypeError, match="model: expected weights of one dtype, got"):
+        energy_and_forces(SplineSchNet(model), *cluster(torch.float32))
 
 
 def test_bad_arguments():
