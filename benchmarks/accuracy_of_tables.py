@@ -83,7 +83,7 @@ def force_errors(model: Standardized, z: Tensor, pos: Tensor) -> dict[str, float
     The exact forces are those at the positions as float32 has them.
     """
     batch = torch.arange(len(pos)).repeat_interleave(pos.shape[1])
-    z, pos = z.repeat(len(pos)).view(-1, 1), pos.reshape(-1, 3).float()
+    z, pos = z.flatten().repeat(len(pos)).view(-1, 1), pos.reshape(-1, 3).float()
     exact = by_autograd(model.double(), z, pos.double(), batch)[1]
     fine = energy_and_forces(tabulated(model), z, pos.double(), batch)[1]
     plain = by_autograd(model.float(), z, pos, batch)[1]

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import multiprocessing
 import os
@@ -53,6 +52,7 @@ from benchmarks.peers_page import draw, page, speed_table
 from md.neighbors import PeriodicGraph
 from md.potential import energy_and_forces
 from md.spline import SplineSchNet
+from md.training import write_json
 
 ROUNDS = 3
 SIZES = {"PyG": (100, 1000, 8000), "tables": (100, 1000, 8000, 64_000, 1_000_000)}
@@ -198,23 +198,29 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)
-    seconds = 0.5 if options.quick else 6.0
+    seconds = 0.5 if options.quick else 4.0
     numbers = {"machine": machine(), "cores": os.cpu_count(), "speed": []}
+
+    def save() -> None:
+        if options.json:
+            write_json(numbers, options.json)
+
+    if not options.quick:
+        numbers["accuracy"] = accuracy()
+        numbers["sizes"] = {name: [alone(size_and_time, n, name) for n in sizes]
+                            for name, sizes in SIZES.items()}  # fmt: skip
+        numbers["steps"] = {case.name: moving(case, 4.0) for case in (CASES[0], *CASES[-2:])}
+        numbers["peak"] = peak()
+        save()
     for case in CASES:
         print(f"{case.name} ...", flush=True)
         numbers["speed"].append(measure(case, seconds, options.quick, options.schnetpack))
+        save()
     if options.quick:
         print("\n".join(speed_table(numbers["speed"])), numbers["machine"], sep="\n")
     else:
-        numbers["peak"] = peak()
-        numbers["steps"] = {case.name: moving(case, 4.0) for case in (CASES[0], *CASES[-2:])}
-        numbers["sizes"] = {name: [alone(size_and_time, n, name) for n in sizes]
-                            for name, sizes in SIZES.items()}  # fmt: skip
-        numbers["accuracy"] = accuracy()
         options.out.write_text(page(numbers))
         draw(numbers["sizes"], options.out.with_suffix(".svg"))
-    if options.json:
-        options.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 if __name__ == "__main__":

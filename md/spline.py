@@ -134,7 +134,8 @@ class SplineSchNet(SchNet):
 
     Args:
         model: the network.
-        tolerance: of the tables; 0 for that of the dtype: 5e-7 in float32, 1e-10 in float64.
+        tolerance: of the tables; 0 for that of the dtype: 5e-7 in float32, 1e-10 in float64 (1e-9
+            where Gaussians are so narrow that `MAX_INTERVALS` cannot do better).
 
     Raises:
         TypeError: if `model` is no `SchNet`.
@@ -297,6 +298,8 @@ class SplineSchNet(SchNet):
         dtype, K = self.radial_expansion.mu.dtype, MIN_INTERVALS
         tolerance = self.tolerance or TOLERANCES[dtype]
         while K <= MAX_INTERVALS:
+            if K == MAX_INTERVALS and not self.tolerance:
+                tolerance *= 10  # narrow Gaussians in float64
             pairs = zip(filter_tables(self, K), filter_tables(self, 4 * K), strict=True)
             if max(deviation(*pair, self.cutoff) for pair in pairs) <= tolerance:
                 return [table.to(dtype).contiguous() for table in filter_tables(self, K)]

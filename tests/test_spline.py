@@ -299,6 +299,18 @@ def test_tolerance_bounds_filters_and_slopes(gamma):
             assert error.abs().max() > 1e-9 * expected.abs().max()  # control: it is a spline
 
 
+def test_narrow_gaussians_in_float64_get_the_finest_tables():
+    plain = schnet(cutoff=2.5, gamma=250.0)
+    model = SplineSchNet(plain)
+    z, pos, batch = cluster()
+    exact = by_autograd(plain, z, pos, batch)[1]
+    forces = energy_and_forces(model, z, pos, batch)[1]
+    assert model.num_intervals == spline.MAX_INTERVALS
+    assert_equal(forces, exact, atol=1e-8 * float(exact.square().mean().sqrt()))
+    with pytest.raises(ValueError, match="tolerance: expected one that 32768 intervals can keep"):
+        energy_and_forces(SplineSchNet(plain, tolerance=1e-10), z, pos, batch)
+
+
 def test_filters_end_at_the_cutoff_with_value_and_slope_zero():
     for table in SplineSchNet(schnet()).tables():
         S, V, _ = table.chunk(3, dim=1)
