@@ -141,30 +141,45 @@ def find_near(x, y, z, batch, cells, square, first, sender, vector):
                         e += 1
 
 
+@njit(**COMPILED)
+def lengths(x, y, z, senders, dx, dy, dz, i, r2):
+    """Return the squared lengths of the edges to atom i, whose offsets are dx, dy and dz."""
+    x_i, y_i, z_i = x[i], y[i], z[i]
+    for n in range(len(senders)):
+        j = senders[n]
+        a, b, c = x[j] - x_i + dx[n], y[j] - y_i + dy[n], z[j] - z_i + dz[n]
+        r2[n] = a * a + b * b + c * c
+
+
 @njit(parallel=True, **COMPILED)
-def narrow(pos, given, cutoff, first, sender, vector):
+def narrow(points, given, square, first, sender, vector):
     """Take those edges of a list that are shorter than the cutoff.
 
     Called with an empty `sender`, it writes the number of those of atom i to first[i + 1].
     Called with room for them, and `first` the running sum, it writes the edges themselves.
     """
-    first_given, sender_given, offset = given
-    fill, square = len(sender) > 0, cutoff * cutoff
-    for i in prange(len(pos)):
-        num = 0
-        for p in range(first_given[i], first_given[i + 1]):
-            j = sender_given[p]
-            dx = np.float64(pos[j, 0]) - pos[i, 0] + offset[p, 0]
-            dy = np.float64(pos[j, 1]) - pos[i, 1] + offset[p, 1]
-            dz = np.float64(pos[j, 2]) - pos[i, 2] + offset[p, 2]
-            if dx * dx + dy * dy + dz * dz < square:
-                if fill:
-                    e = first[i] + num
-                    sender[e] = j
-                    vector[0, e], vector[1, e], vector[2, e] = dx, dy, dz
-                num += 1
-        if not fill:
-            first[i + 1] = num
+    start, senders, offset = given
+    x, y, z = points[0], points[1], points[2]
+    for chunk in prange((len(x) + CHUNK - 1) // CHUNK):
+        lo, hi = chunk * CHUNK, min((chunk + 1) * CHUNK, len(x))
+        r2 = np.empty((start[lo + 1 : hi + 1] - start[lo:hi]).max())
+        for i in range(lo, hi):
+            part = slice(start[i], start[i + 1])
+            near, dx, dy, dz = senders[part], offset[0, part], offset[1, part], offset[2, part]
+            lengths(x, y, z, near, dx, dy, dz, i, r2)
+            if len(sender) == 0:
+                count = 0
+                for n in range(len(near)):
+                    count += 1 if r2[n] < square else 0
+                first[i + 1] = count
+                continue
+            e = first[i]
+            for n in range(len(near)):
+                if r2[n] < square:
+                    j = near[n]
+                    sender[e], vector[0, e] = j, x[j] - x[i] + dx[n]
+                    vector[1, e], vector[2, e] = y[j] - y[i] + dy[n], z[j] - z[i] + dz[n]
+                    e += 1
 
 
 @njit(**COMPILED)
@@ -210,6 +225,16 @@ def room_of(first, whole, real):
 
 
 @njit(**COMPILED)
+def columns(pos, order):
+    """Return the coordinates of the atoms in an order, (3, N), float64."""
+    points = np.empty((3, len(pos)))
+    for n in range(len(pos)):
+        for axis in range(3):
+            points[axis, n] = pos[order[n], axis]
+    return points
+
+
+@njit(**COMPILED)
 def find_graph(pos, batch, start, cutoff, spacing, num_intervals, whole, real):
     """Find the edges between atoms closer than the cutoff, without periodic images.
 
@@ -218,10 +243,7 @@ def find_graph(pos, batch, start, cutoff, spacing, num_intervals, whole, real):
         number them so, and whether no two atoms of a sample are in one place.
     """
     cells, square = sort_into_cells(pos, start, cutoff), cutoff * cutoff
-    points = np.empty((3, len(pos)))
-    for i in range(len(pos)):
-        for axis in range(3):
-            points[axis, i] = pos[cells[0][i], axis]
+    points = columns(pos, cells[0])
     x, y, z = points[0], points[1], points[2]
     first = np.zeros(len(pos) + 1, np.int64)
     count_near(x, y, z, batch, cells, square, first)
@@ -234,22 +256,26 @@ def find_graph(pos, batch, start, cutoff, spacing, num_intervals, whole, real):
 
 @njit(**COMPILED)
 def sort_graph(receiver, sender, offset, num_atoms):
-    """Return a list of edges sorted by receiver: first, senders and offsets."""
+    """Return a list of edges sorted by receiver: first, senders, and offsets (3, E)."""
     first, order = sort_edges(receiver, num_atoms)
-    return first, sender[order].astype(np.uint32), offset[order]
+    offsets = np.empty((3, len(order)), offset.dtype)
+    for e in range(len(order)):
+        for axis in range(3):
+            offsets[axis, e] = offset[order[e], axis]
+    return first, sender[order].astype(np.uint32), offsets
 
 
 @njit(**COMPILED)
-def narrow_graph(pos, given, cutoff, spacing, num_intervals, whole, real):
+def narrow_graph(pos, order, given, cutoff, spacing, num_intervals, whole, real):
     """Return those edges of a sorted list that are in range, and whether all have a length.
 
-    An edge leads from r_j + offset to r_i.
+    The list numbers the atoms in the given order; an edge leads from r_j + offset to r_i.
     """
-    first = np.zeros(len(pos) + 1, np.int64)
-    narrow(pos, given, cutoff, first, whole[:0], real[:0].reshape(3, 0))
+    first, square, points = np.zeros(len(pos) + 1, np.int64), cutoff * cutoff, columns(pos, order)
+    narrow(points, given, square, first, whole[:0], real[:0].reshape(3, 0))
     first = np.cumsum(first)
     sender, knot, d, unit, w, dw = room_of(first, whole, real)
     if len(d) > 0:
-        narrow(pos, given, cutoff, first, sender, unit)
+        narrow(points, given, square, first, sender, unit)
     describe_all(unit, spacing, num_intervals, knot, d, w, dw)
     return (first, sender, knot, d, unit, w, dw), len(d) == 0 or d.min() > 0

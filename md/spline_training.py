@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,9 +56,9 @@ class SplineForces(nn.Module):
         fused_graph.use_threads_of_torch()
         sender, receiver = edge_index.numpy()
         given = fused_graph.sort_graph(receiver, sender, offset.numpy(), len(pos))
-        points, K = pos.detach().numpy(), self.num_intervals
+        points, order, K = pos.detach().numpy(), np.arange(len(pos)), self.num_intervals
         edges, _ = fused_graph.narrow_graph(
-            points, given, self.model.cutoff, self.spacing, K, *no_room(points)[1:]
+            points, order, given, self.model.cutoff, self.spacing, K, *no_room(points)[1:]
         )
         x = self.model.model.embedding(z.to(pos.dtype))
         weights = [weight for kind in self.network.layers() for weight in kind]
