@@ -17,7 +17,11 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _ms(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{1e3 * seconds:.3g} ms"
+    return "–" if seconds is None else f"{_short(1e3 * seconds)} ms"
+
+
+def _short(x: float) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def speed_table(results: list[dict]) -> list[str]:
@@ -69,7 +73,10 @@ def page(numbers: dict) -> str:
     rows = []
     for r in speed:
         rate = r["multiply_adds"] / r["inference"]["tables"]
-        count, speed_of_it = f"{r['multiply_adds'] / 1e6:.3g} million", f"{rate / 1e9:.3g} billion"
+        count, speed_of_it = (
+            f"{_short(r['multiply_adds'] / 1e6)} million",
+            f"{rate / 1e9:.3g} billion",
+        )
         rows.append([r["case"], count, speed_of_it, f"{100 * rate / numbers['peak']:.0f} %"])
     lines += table(["tables", "multiply-adds", "a second", "of the machine's"], rows)
     lines += [f"The machine's: {numbers['peak'] / 1e9:.3g} billion a second, in a product of two",
