@@ -195,11 +195,12 @@ class SplineSchNet(SchNet):
     ) -> tuple[Tensor, ...]:
         fused_graph.use_threads_of_torch()
         self._refresh()
+        pos = pos.detach().contiguous()
         atoms = self._atoms_of(z, pos, batch)
         room, self._room = self._room, None  # a call from another thread makes its own
         if room is None or room[0].dtype != atoms.x.dtype:
             room = no_room(atoms.x)
-        order, edges = self._edges(pos.detach(), batch, atoms.start, room)
+        order, edges = self._edges(pos, atoms.batch, atoms.start, room)
         x, (weights, tables) = atoms.x[order], self._compiled
         energy_i, force, pull, _ = fused.energies_and_forces(
             x, edges, weights, tables, False, room[0]
@@ -219,7 +220,7 @@ class SplineSchNet(SchNet):
         atoms = self._atoms
         if not (atoms and _same(z, atoms.z) and _same(batch, atoms.batch)
                 and pos.dtype == atoms.dtype and pos.shape == (len(batch), 3)
-                and fused_graph.all_finite(pos.detach().numpy())):  # fmt: skip
+                and fused_graph.all_finite(pos.numpy())):  # fmt: skip
             batch_size, n_atoms = get_batch_dimensions(batch)
             self._expect_type_and_device(z, pos)
             _expect_positions(pos, batch)

@@ -234,7 +234,7 @@ def test_one_model_for_changing_atoms_and_samples():
     model, (z, pos, batch) = SplineSchNet(plain), cluster()
     several = torch.arange(4).repeat_interleave(torch.tensor([3, 11, 7, 7]))
     calls = [(z, pos, batch), (z.flip(0), pos, batch), (z, pos, several), (z, 1.1 * pos, several),
-             (z.double(), pos, batch), (z[:14], pos[:14], batch[:14])]  # fmt: skip
+             (z.double(), pos.T.contiguous().T, batch), (z[:14], pos[:14], batch[:14])]  # fmt: skip
     seen = []
     for call in (*calls, calls[0]):
         results = energy_and_forces(model, *call), by_autograd(plain, *call)
