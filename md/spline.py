@@ -56,7 +56,7 @@ class Network:
         self._views: list[Tensor] = []
         self._shapes: list[object] = []
 
-    def layers(self) -> list[list[Tensor]]:
+    def layers(self) -> list[tuple[Tensor, ...]]:
         """Return the weights by kind, those of all blocks together; `parameters()` is slow."""
         model, layers = self.model, []
         for block in model.interactions._modules.values():
@@ -288,12 +288,13 @@ class SplineSchNet(SchNet):
 
     def _refresh(self) -> None:
         """Make everything anew that was made of weights that are not those of now."""
-        if self._network.read():
+        if self._network.read() or not self._compiled:
+            self._compiled, self._atoms = (), None  # nothing old is left if the next line fails
             with torch.no_grad():
                 self._tables = self._tabulate()
             self.num_intervals = len(self._tables[0]) - 1
-            self._compiled = self._network.weights(), stacked([t.numpy() for t in self._tables])
-            self._atoms = None
+            tables = in_large_pages([table.numpy() for table in self._tables])
+            self._compiled = self._network.weights(), tables
 
     def _tabulate(self) -> list[Tensor]:
         """Return tables that keep the tolerance, made in float64."""
@@ -325,7 +326,7 @@ def no_room(like: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.empty(0, like.dtype), np.empty(0, np.uint32), np.empty(0, like.dtype)
 
 
-def stacked(arrays: list[np.ndarray]) -> np.ndarray:
+def in_large_pages(arrays: list[np.ndarray]) -> np.ndarray:
     """Return the arrays as one that begins with a line of the cache, in large pages if it is large.
 
     Edges read the tables here and there: with pages of 4 KB the processor would look for addresses.

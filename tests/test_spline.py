@@ -556,6 +556,16 @@ def test_bad_input_gets_the_errors_of_schnet(way, change, error, message):
         way(model, *good.values())
 
 
+def test_weights_without_tables_are_refused_again_and_leave_no_older_ones():
+    plain = schnet()
+    model = SplineSchNet(plain, tolerance=1e-8)
+    energy_and_forces(model, *cluster())
+    plain.radial_expansion.gamma.fill_(1e7)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="tolerance: expected one that 32768 intervals"):
+            energy_and_forces(model, *cluster())
+
+
 def test_weights_of_two_dtypes_are_refused():
     model = schnet(torch.float32)
     model.interactions[0].lin.double()
