@@ -1,9 +1,9 @@
 """The passes through a SchNet on tables, compiled: nothing of torch in between.
 
-Axes:   N atoms, B samples, E directed edges j -> i, L blocks, F features, M filters, H the
+Axes:   N atoms, B samples, E edges j -> i, L blocks, F features, M filters, H the
         readout's width, K intervals of a table. An axis of 2 holds a number and its tangent.
-Edges:  those of `md.fused_graph`; every edge's reverse is there too, and every sum over the
-        senders' edges is one over the receivers'.
+Edges:  `md.fused_graph.Edges`; each thread goes through the atoms of one part in their order. An
+        edge for both ways leads from j > i, so that the sum of atom i is complete after its edges.
 Tables: (L, K + 1, 3 M), at the knots the slopes S of the filters, their values V, and the divided
         differences D to the next knot, which keep their digits in float32. On interval k
         W = V_k + w_0 S_k + w_1 D_k + w_2 S_{k+1}, four neighbours in a row of 4 M numbers.
@@ -131,41 +131,74 @@ def rows_of(W):
 
 
 @njit(**COMPILED)
-def convolve(lo, hi, x, table, edges, out):
-    """out_i = Σ_e x_j ∘ W(e) for lo <= i < hi."""
-    first, sender, knot, _, _, w, _ = edges
+def convolve(lo, hi, x, table, edges, out, sink):
+    """out_i = Σ_e x_j ∘ W(e), complete for lo <= i < hi; one-way edges add to the sink."""
+    first, sender, knot, w = edges.first, edges.sender, edges.knot, edges.w
     M, flat = x.shape[1], table.reshape(-1)
     for i in range(lo, hi):
-        y = out[i]
-        y[:] = 0
-        for e in range(first[i], first[i + 1]):
+        y_i, x_i = out[i], x[i]
+        for e in range(first[2 * i], first[2 * i + 2]):
             w0, w1, w2 = w[0, e], w[1, e], w[2, e]
-            k, x_j = 3 * M * np.int64(knot[e]), x[sender[e]]
+            k, j = 3 * M * np.int64(knot[e]), np.int64(sender[e])
+            x_j, y_j = x[j], out[j] if e < first[2 * i + 1] else sink
             S, V, D, S1 = (flat[k : k + M], flat[k + M : k + 2 * M], flat[k + 2 * M : k + 3 * M],
                            flat[k + 3 * M : k + 4 * M])  # fmt: skip
             for f in range(M):
-                y[f] += x_j[f] * (V[f] + w0 * S[f] + w1 * D[f] + w2 * S1[f])
+                W = V[f] + w0 * S[f] + w1 * D[f] + w2 * S1[f]
+                y_i[f] += x_j[f] * W
+                y_j[f] += x_i[f] * W
 
 
 @njit(**COMPILED)
-def convolve_back(lo, hi, x, g, table, edges, out, pull):
+def convolve_back(lo, hi, x, g, table, edges, out, sink, pull):
     """out_i = Σ_e g_j ∘ W(e); pull_e = dE/dd grows by Σ_f (g_i x_j + g_j x_i) ∘ W'(e)."""
-    first, sender, knot, _, _, w, dw = edges
+    first, sender, knot, w, dw = edges.first, edges.sender, edges.knot, edges.w, edges.dw
     M, flat = x.shape[1], table.reshape(-1)
     for i in range(lo, hi):
-        y, x_i, g_i = out[i], x[i], g[i]
-        y[:] = 0
-        for e in range(first[i], first[i + 1]):
+        y_i, x_i, g_i = out[i], x[i], g[i]
+        for e in range(first[2 * i], first[2 * i + 2]):
             w0, w1, w2 = w[0, e], w[1, e], w[2, e]
             v0, v1, v2 = dw[0, e], dw[1, e], dw[2, e]
-            k = 3 * M * np.int64(knot[e])
-            x_j, g_j, t = x[sender[e]], g[sender[e]], flat[k : k + 4 * M]
+            k, j = 3 * M * np.int64(knot[e]), np.int64(sender[e])
+            x_j, g_j, y_j = x[j], g[j], out[j] if e < first[2 * i + 1] else sink
+            S, V, D, S1 = (flat[k : k + M], flat[k + M : k + 2 * M], flat[k + 2 * M : k + 3 * M],
+                           flat[k + 3 * M : k + 4 * M])  # fmt: skip
             total = x.dtype.type(0)
             for f in range(M):
-                S, D, S1 = t[f], t[2 * M + f], t[3 * M + f]
-                y[f] += g_j[f] * (t[M + f] + w0 * S + w1 * D + w2 * S1)
-                total += (g_i[f] * x_j[f] + g_j[f] * x_i[f]) * (v0 * S + v1 * D + v2 * S1)
+                W = V[f] + w0 * S[f] + w1 * D[f] + w2 * S1[f]
+                y_i[f] += g_j[f] * W
+                y_j[f] += g_i[f] * W
+                dW = v0 * S[f] + v1 * D[f] + v2 * S1[f]
+                total += (g_i[f] * x_j[f] + g_j[f] * x_i[f]) * dW
             pull[e] += total
+
+
+@njit(**COMPILED)
+def add_forces(lo, hi, edges, pull, forces):
+    """Add up the forces on the atoms of a part: -∂E/∂r_i = Σ_e (dE/dd_e) unit_e."""
+    first, sender, unit = edges.first, edges.sender, edges.unit
+    forces[lo:hi] = 0
+    for i in range(lo, hi):
+        for e in range(first[2 * i], first[2 * i + 2]):
+            j = sender[e]
+            for axis in range(3):
+                force = pull[e] * unit[axis, e]
+                forces[i, axis] += force
+                if e < first[2 * i + 1]:
+                    forces[j, axis] -= force
+
+
+@njit(**COMPILED)
+def virial(edges, pull):
+    """Return ∂E/∂ε, (3, 3), of a strain ε of all that is: Σ (dE/dd) d unit unitᵀ over the pairs."""
+    first, unit, total = edges.first, edges.unit, np.zeros((3, 3))
+    for i in range(len(first) // 2):
+        for e in range(first[2 * i], first[2 * i + 2]):
+            times = (1 if e < first[2 * i + 1] else 0.5) * np.float64(pull[e] * edges.d[e])
+            for a in range(3):
+                for b in range(3):
+                    total[a, b] += times * unit[a, e] * unit[b, e]
+    return total.astype(pull.dtype)
 
 
 @njit(parallel=True, **COMPILED)
@@ -181,20 +214,23 @@ def begin(x, At, h):
 def forward(n, edges, weights, table, x, h, y, a, slope, x_next, h_next):
     """Go through block n, from its x and h to x of the next one and, if there is one, its h."""
     rows, b1, b2 = rows_of(weights.U2[n]), weights.b1[n], weights.b2[n]
-    for block in prange((len(x) + rows - 1) // rows):
-        lo, hi = block * rows, min((block + 1) * rows, len(x))
-        convolve(lo, hi, h, table, edges, y)
-        s, a_part, x_part = np.dot(y[lo:hi], weights.U1t[n]), a[lo:hi], x_next[lo:hi]
-        for i in range(hi - lo):
-            for f in range(len(b1)):
-                softplus, sigmoid = softplus_and_sigmoid(s[i, f] + b1[f])
-                a_part[i, f], slope[lo + i, f] = softplus - LOG_2, sigmoid
-        np.dot(a_part, weights.U2t[n], s)
-        for i in range(hi - lo):
-            for f in range(len(b2)):
-                x_part[i, f] = x[lo + i, f] + s[i, f] + b2[f]
-        if n + 1 < len(weights.A):
-            np.dot(x_part, weights.At[n + 1], h_next[lo:hi])
+    for p in prange(len(edges.parts) - 1):
+        end, sink = edges.parts[p + 1], np.empty_like(y[0])
+        y[edges.parts[p] : end] = 0
+        for lo in range(edges.parts[p], end, rows):
+            hi = min(lo + rows, end)
+            convolve(lo, hi, h, table, edges, y, sink)
+            s, a_part, x_part = np.dot(y[lo:hi], weights.U1t[n]), a[lo:hi], x_next[lo:hi]
+            for i in range(hi - lo):
+                for f in range(len(b1)):
+                    softplus, sigmoid = softplus_and_sigmoid(s[i, f] + b1[f])
+                    a_part[i, f], slope[lo + i, f] = softplus - LOG_2, sigmoid
+            np.dot(a_part, weights.U2t[n], s)
+            for i in range(hi - lo):
+                for f in range(len(b2)):
+                    x_part[i, f] = x[lo + i, f] + s[i, f] + b2[f]
+            if n + 1 < len(weights.A):
+                np.dot(x_part, weights.At[n + 1], h_next[lo:hi])
 
 
 @njit(**COMPILED)
@@ -229,23 +265,22 @@ def read_out(x, weights, slope, energy, a_R, slope_R, g, g_s, g_y):
 @njit(parallel=True, **COMPILED)
 def backward(n, edges, weights, table, h, slope, g_y, pull, g_h, g, g_x, g_s, g_y_before, forces):
     """Go back through the convolution of block n and the update of the one before."""
-    first, unit, rows = edges[0], edges[4], rows_of(weights.U2[0])
-    for block in prange((len(h) + rows - 1) // rows):
-        lo, hi = block * rows, min((block + 1) * rows, len(h))
-        convolve_back(lo, hi, h, g_y, table, edges, g_h, pull)
-        if n > 0:
-            step = np.dot(g_h[lo:hi], weights.A[n])
-            for i in range(hi - lo):
-                for f in range(step.shape[1]):
-                    g_x[lo + i, f] = g[lo + i, f] + step[i, f]
-            update_back(lo, hi, g_x, weights.U1[n - 1], weights.U2[n - 1], slope, g_s, g_y_before)
-        else:
-            for i in range(lo, hi):
-                force = forces[i]
-                force[:] = 0
-                for e in range(first[i], first[i + 1]):
-                    for axis in range(3):
-                        force[axis] += pull[e] * unit[axis, e]
+    rows = rows_of(weights.U2[0])
+    for p in prange(len(edges.parts) - 1):
+        begin, end, sink = edges.parts[p], edges.parts[p + 1], np.empty_like(g_h[0])
+        g_h[begin:end] = 0
+        for lo in range(begin, end, rows):
+            hi = min(lo + rows, end)
+            convolve_back(lo, hi, h, g_y, table, edges, g_h, sink, pull)
+            if n > 0:
+                step = np.dot(g_h[lo:hi], weights.A[n])
+                for i in range(hi - lo):
+                    for f in range(step.shape[1]):
+                        g_x[lo + i, f] = g[lo + i, f] + step[i, f]
+                update_back(lo, hi, g_x, weights.U1[n - 1], weights.U2[n - 1], slope, g_s,
+                            g_y_before)  # fmt: skip
+        if n == 0:
+            add_forces(begin, end, edges, pull, forces)
 
 
 @njit(**COMPILED)
@@ -296,7 +331,7 @@ def energies_and_forces(x, edges, weights, tables, keep, room):
     g_h, at = carve(room, at, num, N, M)
     ends, at = carve(room, at, 2, N, H)
     a_R, slope_R = ends[0], ends[1]
-    energy, forces, pull = np.empty(N, new), np.empty((N, 3), new), np.zeros(len(edges[1]), new)
+    energy, forces, pull = np.empty(N, new), np.empty((N, 3), new), np.zeros(len(edges.d), new)
     xs[0] = x
     begin(x, weights.At[0], hs[0])
     for n in range(L):

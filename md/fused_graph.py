@@ -1,15 +1,15 @@
 """The edges of a batch, as the compiled passes of `md.fused` take them.
 
-Axes:   N atoms, B samples, E directed edges j -> i.
-Edges:  (first, sender, knot, d, unit, w, dw), sorted by receiver: those of atom i are
-        first[i] : first[i + 1], (N + 1,); then for each edge its j, the interval of the table that
-        its length d falls into, the unit vector from i to j, (3, E), and the Hermite basis w and
-        dw/dd, (3, E), that go with a table's S_k, D_k and S_{k+1}; see `md.fused`.
+Axes:   N atoms, B samples, P parts, E edges j -> i that are kept.
+Parts:  the atoms are cut into a part for each thread, between samples where that is possible. Every
+        edge has its reverse. Inside a part only i < j is kept, and stands for both: the table is
+        read once, and no other thread writes to either atom. Edges from part to part go one way.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -20,14 +20,32 @@ from numba import njit, prange
 COMPILED = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 FEW = 64  # atoms of a sample that are compared with all others
 CHUNK, MANY = 64, 1024  # atoms and edges that a thread takes at a time
+ATOMS_OF_A_PART = 32  # at least: fewer are not worth a thread
 
 
-def use_threads_of_torch() -> None:
-    """Let the loops run on as many threads as torch does: one, where small systems are many."""
+class Edges(NamedTuple):
+    """Edges sorted by receiver.
+
+    Those of atom i are first[2 i] : first[2 i + 2], up to first[2 i + 1] those for both ways.
+    """
+
+    parts: np.ndarray  # where the parts begin and the last one ends, (P + 1,)
+    first: np.ndarray  # (2 N + 1,)
+    sender: np.ndarray  # j, (E,)
+    knot: np.ndarray  # the interval of the table that d falls into, (E,)
+    d: np.ndarray  # (E,)
+    unit: np.ndarray  # the unit vector from i to j, (3, E)
+    w: np.ndarray  # the Hermite basis that goes with S_k, D_k and S_{k+1}; `md.fused`, (3, E)
+    dw: np.ndarray  # dw/dd, (3, E)
+
+
+def use_threads_of_torch() -> int:
+    """Let the loops run on as many threads as torch does, and return their number."""
     threads = torch.get_num_threads()
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     if torch.get_num_threads() != threads:  # numba's first start gives all threads to OpenMP
         torch.set_num_threads(threads)
+    return threads
 
 
 @njit(cache=True, nogil=True)  # fast mathematics would take for granted what is asked here
@@ -53,6 +71,21 @@ def sort_edges(atom, num_atoms):
         order[place[atom[e]]] = e
         place[atom[e]] += 1
     return first, order
+
+
+@njit(**COMPILED)
+def cut(start, num_threads):
+    """Return where the parts begin, (P + 1,), given where the samples do, (B + 1,)."""
+    N = start[-1]
+    P = max(1, min(num_threads, N // ATOMS_OF_A_PART))
+    parts = np.empty(P + 1, np.int64)
+    for p in range(P + 1):
+        parts[p] = N * p // P
+        sample = np.searchsorted(start, parts[p])  # the first that begins there or after
+        for begin in (start[sample - 1] if sample > 0 else 0, start[sample]):
+            if 8 * P * abs(begin - N * p // P) <= N:
+                parts[p] = begin
+    return parts
 
 
 @njit(**COMPILED)
@@ -91,51 +124,64 @@ def sort_into_cells(pos, start, cutoff):
 
 
 @njit(**COMPILED)
-def rows_of_cells(i, b, cells, begin, end):
-    """Fill the ranges of atoms in the cells around atom i of sample b; return their number."""
+def count_within(x, y, z, x_i, y_i, z_i, square):
+    """Return how many of the atoms are within range of a point."""
+    count = 0
+    for n in range(len(x)):
+        dx, dy, dz = x[n] - x_i, y[n] - y_i, z[n] - z_i
+        count += 1 if dx * dx + dy * dy + dz * dz < square else 0
+    return count
+
+
+@njit(**COMPILED)
+def ranges_around(i, b, part, cells, begin, end):
+    """Fill the ranges of atoms in the cells around atom i of sample b whose edges to i are kept.
+
+    Returns:
+        How many are for both ways, which come first, and how many there are.
+    """
     _, cell, cell_start, shape, first_cell = cells
     ny, nz = shape[b, 1], shape[b, 2]
     at = cell[i] - first_cell[b]
     cx, cy, cz = at // (ny * nz), at // nz % ny, at % nz
-    num = 0
-    for kx in range(max(cx - 1, 0), min(cx + 2, shape[b, 0])):
-        for ky in range(max(cy - 1, 0), min(cy + 2, ny)):
-            row = first_cell[b] + (kx * ny + ky) * nz
-            begin[num] = cell_start[row + max(cz - 1, 0)]
-            end[num] = cell_start[row + min(cz + 2, nz)]
-            num += 1
-    return num
+    num = both = 0
+    inside, before, after = (i + 1, part[1]), (0, part[0]), (part[1], len(cell))
+    for where, (low, high) in enumerate((inside, before, after)):
+        for kx in range(max(cx - 1, 0), min(cx + 2, shape[b, 0])):
+            for ky in range(max(cy - 1, 0), min(cy + 2, ny)):
+                row = first_cell[b] + (kx * ny + ky) * nz
+                begin[num] = max(low, cell_start[row + max(cz - 1, 0)])
+                end[num] = min(high, cell_start[row + min(cz + 2, nz)])
+                num += 1 if begin[num] < end[num] else 0
+        both = num if where == 0 else both
+    return both, num
 
 
 @njit(parallel=True, **COMPILED)
-def count_near(x, y, z, batch, cells, square, first):
-    """Write the number of neighbours of atom i to first[i + 1]."""
+def find_near(points, batch, parts, cells, square, first, sender, vector):
+    """Find the edges that are kept.
+
+    Called with an empty `sender`, it writes the numbers of those of atom i, for both ways and for
+    one, to first[2 i + 1] and first[2 i + 2]. Called with room for them, and `first` the running
+    sum, it writes their senders and the vectors to these.
+    """
+    x, y, z = points[0], points[1], points[2]
     for chunk in prange((len(x) + CHUNK - 1) // CHUNK):
-        begin, end = np.empty(9, np.int64), np.empty(9, np.int64)
+        begin, end = np.empty(28, np.int64), np.empty(28, np.int64)
         for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(x))):
-            count, x_i, y_i, z_i = -1, x[i], y[i], z[i]  # without itself
-            for row in range(rows_of_cells(i, batch[i], cells, begin, end)):
-                part = slice(begin[row], end[row])
-                xs, ys, zs = x[part], y[part], z[part]
+            p = np.searchsorted(parts, i, side="right")
+            both, num = ranges_around(i, batch[i], parts[p - 1 : p + 1], cells, begin, end)
+            e, x_i, y_i, z_i = first[2 * i], x[i], y[i], z[i]
+            for row in range(num):
+                near = slice(begin[row], end[row])
+                if len(sender) == 0:
+                    way = 2 * i + (1 if row < both else 2)
+                    first[way] += count_within(x[near], y[near], z[near], x_i, y_i, z_i, square)
+                    continue
+                xs, ys, zs = x[near], y[near], z[near]
                 for n in range(len(xs)):
                     dx, dy, dz = xs[n] - x_i, ys[n] - y_i, zs[n] - z_i
-                    count += 1 if dx * dx + dy * dy + dz * dz < square else 0
-            first[i + 1] = count
-
-
-@njit(parallel=True, **COMPILED)
-def find_near(x, y, z, batch, cells, square, first, sender, vector):
-    """Write the neighbours of each atom, and the vectors to them."""
-    for chunk in prange((len(x) + CHUNK - 1) // CHUNK):
-        begin, end = np.empty(9, np.int64), np.empty(9, np.int64)
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(x))):
-            e, x_i, y_i, z_i = first[i], x[i], y[i], z[i]
-            for row in range(rows_of_cells(i, batch[i], cells, begin, end)):
-                part = slice(begin[row], end[row])
-                xs, ys, zs = x[part], y[part], z[part]
-                for n in range(len(xs)):
-                    dx, dy, dz = xs[n] - x_i, ys[n] - y_i, zs[n] - z_i
-                    if dx * dx + dy * dy + dz * dz < square and begin[row] + n != i:
+                    if dx * dx + dy * dy + dz * dz < square:
                         sender[e] = begin[row] + n
                         vector[0, e], vector[1, e], vector[2, e] = dx, dy, dz
                         e += 1
@@ -153,27 +199,21 @@ def lengths(x, y, z, senders, dx, dy, dz, i, r2):
 
 @njit(parallel=True, **COMPILED)
 def narrow(points, given, square, first, sender, vector):
-    """Take those edges of a list that are shorter than the cutoff.
-
-    Called with an empty `sender`, it writes the number of those of atom i to first[i + 1].
-    Called with room for them, and `first` the running sum, it writes the edges themselves.
-    """
+    """Take those edges of a sorted list that are shorter than the cutoff; as `find_near`."""
     start, senders, offset = given
     x, y, z = points[0], points[1], points[2]
     for chunk in prange((len(x) + CHUNK - 1) // CHUNK):
         lo, hi = chunk * CHUNK, min((chunk + 1) * CHUNK, len(x))
-        r2 = np.empty((start[lo + 1 : hi + 1] - start[lo:hi]).max())
+        r2 = np.empty((start[2 * lo + 2 : 2 * hi + 1 : 2] - start[2 * lo : 2 * hi : 2]).max())
         for i in range(lo, hi):
-            part = slice(start[i], start[i + 1])
+            part, both = slice(start[2 * i], start[2 * i + 2]), start[2 * i + 1] - start[2 * i]
             near, dx, dy, dz = senders[part], offset[0, part], offset[1, part], offset[2, part]
             lengths(x, y, z, near, dx, dy, dz, i, r2)
             if len(sender) == 0:
-                count = 0
                 for n in range(len(near)):
-                    count += 1 if r2[n] < square else 0
-                first[i + 1] = count
+                    first[2 * i + (1 if n < both else 2)] += 1 if r2[n] < square else 0
                 continue
-            e = first[i]
+            e = first[2 * i]
             for n in range(len(near)):
                 if r2[n] < square:
                     j = near[n]
@@ -235,47 +275,59 @@ def columns(pos, order):
 
 
 @njit(**COMPILED)
-def find_graph(pos, batch, start, cutoff, spacing, num_intervals, whole, real):
+def find_graph(pos, batch, start, cutoff, spacing, num_intervals, num_threads, whole, real):
     """Find the edges between atoms closer than the cutoff, without periodic images.
 
     Returns:
         The order of the atoms, sample after sample and cell after cell, (N,), the edges, which
         number them so, and whether no two atoms of a sample are in one place.
     """
-    cells, square = sort_into_cells(pos, start, cutoff), cutoff * cutoff
-    points = columns(pos, cells[0])
-    x, y, z = points[0], points[1], points[2]
-    first = np.zeros(len(pos) + 1, np.int64)
-    count_near(x, y, z, batch, cells, square, first)
+    cells, square, parts = sort_into_cells(pos, start, cutoff), cutoff**2, cut(start, num_threads)
+    first, points = np.zeros(2 * len(pos) + 1, np.int64), columns(pos, cells[0])
+    find_near(points, batch, parts, cells, square, first, whole[:0], real[:0].reshape(3, 0))
     first = np.cumsum(first)
     sender, knot, d, unit, w, dw = room_of(first, whole, real)
-    find_near(x, y, z, batch, cells, square, first, sender, unit)
+    if len(d) > 0:
+        find_near(points, batch, parts, cells, square, first, sender, unit)
     describe_all(unit, spacing, num_intervals, knot, d, w, dw)
-    return cells[0], (first, sender, knot, d, unit, w, dw), len(d) == 0 or d.min() > 0
+    edges = Edges(parts, first, sender, knot, d, unit, w, dw)
+    return cells[0], edges, len(d) == 0 or d.min() > 0
 
 
 @njit(**COMPILED)
-def sort_graph(receiver, sender, offset, num_atoms):
-    """Return a list of edges sorted by receiver: first, senders, and offsets (3, E)."""
-    first, order = sort_edges(receiver, num_atoms)
-    offsets = np.empty((3, len(order)), offset.dtype)
-    for e in range(len(order)):
+def sort_graph(receiver, sender, offset, parts):
+    """Return those edges of a list that are kept, by receiver: first, senders, offsets (3, E).
+
+    The list is symmetric: with every edge it has its reverse.
+    """
+    N, way = parts[-1], np.empty(len(sender), np.int64)
+    part = np.searchsorted(parts, np.arange(N), side="right")
+    for e in range(len(sender)):
+        i, j = receiver[e], sender[e]
+        one_way = part[i] != part[j] or i == j  # an atom and its own image: both are in the list
+        way[e] = 2 * i + 1 if one_way else 2 * i if i < j else 2 * N
+    first, order = sort_edges(way, 2 * N + 1)
+    first = first[: 2 * N + 1]
+    senders, offsets = np.empty(first[-1], np.uint32), np.empty((3, first[-1]), offset.dtype)
+    for e in range(first[-1]):
+        senders[e] = sender[order[e]]
         for axis in range(3):
             offsets[axis, e] = offset[order[e], axis]
-    return first, sender[order].astype(np.uint32), offsets
+    return first, senders, offsets
 
 
 @njit(**COMPILED)
-def narrow_graph(pos, order, given, cutoff, spacing, num_intervals, whole, real):
+def narrow_graph(pos, order, parts, given, cutoff, spacing, num_intervals, whole, real):
     """Return those edges of a sorted list that are in range, and whether all have a length.
 
     The list numbers the atoms in the given order; an edge leads from r_j + offset to r_i.
     """
-    first, square, points = np.zeros(len(pos) + 1, np.int64), cutoff * cutoff, columns(pos, order)
+    first, square = np.zeros(2 * len(pos) + 1, np.int64), cutoff * cutoff
+    points = columns(pos, order)
     narrow(points, given, square, first, whole[:0], real[:0].reshape(3, 0))
     first = np.cumsum(first)
     sender, knot, d, unit, w, dw = room_of(first, whole, real)
     if len(d) > 0:
         narrow(points, given, square, first, sender, unit)
     describe_all(unit, spacing, num_intervals, knot, d, w, dw)
-    return (first, sender, knot, d, unit, w, dw), len(d) == 0 or d.min() > 0
+    return Edges(parts, first, sender, knot, d, unit, w, dw), len(d) == 0 or d.min() > 0

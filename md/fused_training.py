@@ -27,10 +27,10 @@ def rows_of(W, most):
 @njit(parallel=True, **COMPILED)
 def stretch(edges, direction):
     """Return ḋ, (E,), when the atoms move with the velocities `direction`, (N, 3)."""
-    first, sender, _, _, unit, _, _ = edges
+    first, sender, unit = edges.first, edges.sender, edges.unit
     speed = np.empty(len(sender), unit.dtype)
     for i in prange(len(direction)):
-        for e in range(first[i], first[i + 1]):
+        for e in range(first[2 * i], first[2 * i + 2]):
             total = unit.dtype.type(0)
             for axis in range(3):
                 total += unit[axis, e] * (direction[sender[e], axis] - direction[i, axis])
@@ -39,41 +39,46 @@ def stretch(edges, direction):
 
 
 @njit(**COMPILED)
-def convolve_tangent(lo, hi, x, dx, table, edges, speed, out):
-    """out_i = Σ_e ẋ_j ∘ W(e) + x_j ∘ W'(e) ḋ_e for lo <= i < hi."""
-    first, sender, knot, _, _, w, dw = edges
+def convolve_tangent(lo, hi, x, dx, table, edges, speed, out, sink):
+    """out_i = Σ_e ẋ_j ∘ W(e) + x_j ∘ W'(e) ḋ_e, as `fused.convolve`."""
+    first, sender, knot, w, dw = edges.first, edges.sender, edges.knot, edges.w, edges.dw
     M, flat = x.shape[1], table.reshape(-1)
     for i in range(lo, hi):
-        y = out[i]
-        y[:] = 0
-        for e in range(first[i], first[i + 1]):
+        y_i, x_i, dx_i = out[i], x[i], dx[i]
+        for e in range(first[2 * i], first[2 * i + 2]):
             w0, w1, w2, v = w[0, e], w[1, e], w[2, e], speed[e]
             v0, v1, v2 = v * dw[0, e], v * dw[1, e], v * dw[2, e]
-            k = 3 * M * np.int64(knot[e])
-            x_j, dx_j, t = x[sender[e]], dx[sender[e]], flat[k : k + 4 * M]
+            k, j = 3 * M * np.int64(knot[e]), np.int64(sender[e])
+            x_j, dx_j, y_j = x[j], dx[j], out[j] if e < first[2 * i + 1] else sink
+            S, V, D, S1 = (flat[k : k + M], flat[k + M : k + 2 * M], flat[k + 2 * M : k + 3 * M],
+                           flat[k + 3 * M : k + 4 * M])  # fmt: skip
             for f in range(M):
-                S, D, S1 = t[f], t[2 * M + f], t[3 * M + f]
-                W, dW = t[M + f] + w0 * S + w1 * D + w2 * S1, v0 * S + v1 * D + v2 * S1
-                y[f] += dx_j[f] * W + x_j[f] * dW
+                W = V[f] + w0 * S[f] + w1 * D[f] + w2 * S1[f]
+                dW = v0 * S[f] + v1 * D[f] + v2 * S1[f]
+                y_i[f] += dx_j[f] * W + x_j[f] * dW
+                y_j[f] += dx_i[f] * W + x_i[f] * dW
 
 
 @njit(parallel=True, **COMPILED)
 def forward(n, edges, speed, weights, table, slope, h, dh, dx, dy, ds, da, dx_next, dh_next):
     """Carry the tangents through block n."""
     rows = rows_of(weights.U2[n], ROWS)
-    for block in prange((len(h) + rows - 1) // rows):
-        lo, hi = block * rows, min((block + 1) * rows, len(h))
-        convolve_tangent(lo, hi, h, dh, table, edges, speed, dy)
-        np.dot(dy[lo:hi], weights.U1t[n], ds[lo:hi])
-        for i in range(lo, hi):
-            for f in range(ds.shape[1]):
-                da[i, f] = slope[i, f] * ds[i, f]
-        step = np.dot(da[lo:hi], weights.U2t[n])
-        for i in range(hi - lo):
-            for f in range(step.shape[1]):
-                dx_next[lo + i, f] = dx[lo + i, f] + step[i, f]
-        if n + 1 < len(weights.A):
-            np.dot(dx_next[lo:hi], weights.At[n + 1], dh_next[lo:hi])
+    for p in prange(len(edges.parts) - 1):
+        end, sink = edges.parts[p + 1], np.empty_like(dy[0])
+        dy[edges.parts[p] : end] = 0
+        for lo in range(edges.parts[p], end, rows):
+            hi = min(lo + rows, end)
+            convolve_tangent(lo, hi, h, dh, table, edges, speed, dy, sink)
+            np.dot(dy[lo:hi], weights.U1t[n], ds[lo:hi])
+            for i in range(lo, hi):
+                for f in range(ds.shape[1]):
+                    da[i, f] = slope[i, f] * ds[i, f]
+            step = np.dot(da[lo:hi], weights.U2t[n])
+            for i in range(hi - lo):
+                for f in range(step.shape[1]):
+                    dx_next[lo + i, f] = dx[lo + i, f] + step[i, f]
+            if n + 1 < len(weights.A):
+                np.dot(dx_next[lo:hi], weights.At[n + 1], dh_next[lo:hi])
 
 
 @njit(**COMPILED)
@@ -129,16 +134,19 @@ def backward(
 ):
     """Go back through the convolution of block n and the update of the one before."""
     rows = rows_of(weights.U2[0], ROWS)
-    for block in prange((len(P) + rows - 1) // rows):
-        lo, hi = block * rows, min((block + 1) * rows, len(P))
-        convolve_tangent(lo, hi, g_y, q_y, table, edges, speed, q_h)
-        step = np.dot(q_h[lo:hi], weights.A[n])
-        for i in range(hi - lo):
-            for f in range(step.shape[1]):
-                P_next[lo + i, f] = P[lo + i, f] + step[i, f]
-        if n > 0:
-            update_back(lo, hi, P_next, weights.U1[n - 1], weights.U2[n - 1], slope, ds, g_s, q_s,
-                        q_y_next)  # fmt: skip
+    for p in prange(len(edges.parts) - 1):
+        end, sink = edges.parts[p + 1], np.empty_like(q_h[0])
+        q_h[edges.parts[p] : end] = 0
+        for lo in range(edges.parts[p], end, rows):
+            hi = min(lo + rows, end)
+            convolve_tangent(lo, hi, g_y, q_y, table, edges, speed, q_h, sink)
+            step = np.dot(q_h[lo:hi], weights.A[n])
+            for i in range(hi - lo):
+                for f in range(step.shape[1]):
+                    P_next[lo + i, f] = P[lo + i, f] + step[i, f]
+            if n > 0:
+                update_back(lo, hi, P_next, weights.U1[n - 1], weights.U2[n - 1], slope, ds, g_s,
+                            q_s, q_y_next)  # fmt: skip
 
 
 @njit(**COMPILED)
@@ -147,12 +155,12 @@ def table_gradient(lo, hi, q, g, h, dh, edges, speed, G):
 
     J is linear in T: Σ_e (q_i h_j + g_i ḣ_j) ∘ W(e) + g_i h_j ∘ W'(e) ḋ_e
     """
-    first, sender, knot, _, _, w, dw = edges
+    first, sender, knot, w, dw = edges.first, edges.sender, edges.knot, edges.w, edges.dw
     M, flat = h.shape[1], G.reshape(-1)
     flat[:] = 0
     for i in range(lo, hi):
         q_i, g_i, h_i, dh_i = q[i], g[i], h[i], dh[i]
-        for e in range(first[i], first[i + 1]):
+        for e in range(first[2 * i], first[2 * i + 2]):
             j = np.int64(sender[e])
             if j < i:
                 continue

@@ -35,11 +35,11 @@ from schnet_helpers import (
 
 try:
     from md import fused, fused_graph, kernels
+    from md.fused_memory import grown, in_large_pages, no_room, same_bits
 except ImportError:  # no numba: the plain network does it all
     fused = fused_graph = kernels = None
 
 MIN_INTERVALS, MAX_INTERVALS = 64, 2**15
-ENOUGH_ROOM = 2**18  # numbers, for which compiled code asks for new memory in every call
 TOLERANCES = {torch.float32: 5e-7, torch.float64: 1e-10}
 
 
@@ -52,8 +52,7 @@ class Network:
 
     def __init__(self, model: SchNet) -> None:
         self.model = model
-        self._now = self._seen = torch.empty(0)
-        self._views: list[Tensor] = []
+        self._seen, self._begins = torch.empty(0), np.empty(0, np.int64)
         self._shapes: list[object] = []
 
     def layers(self) -> list[tuple[Tensor, ...]]:
@@ -71,25 +70,21 @@ class Network:
 
     @torch.no_grad()
     def read(self) -> bool:
-        """Copy the weights; return whether they are others than the last time."""
+        """Copy the weights if they are others than the last time, bit by bit; return whether."""
         tensors = [w for kind in self.layers() for w in kind]
         tensors += self.model.radial_expansion._buffers.values()
         tensors += self.model.embedding._parameters.values()
-        tensors = [x for x in tensors if x is not None]
+        tensors = [x.contiguous() for x in tensors if x is not None]
         shapes = [(x.shape, x.dtype) for x in tensors]
-        if shapes != self._shapes:
-            if len({dtype for _, dtype in shapes}) > 1:
-                raise TypeError(f"model: expected weights of one dtype, got {shapes}")
-            self._now, self._shapes = torch.cat([x.flatten() for x in tensors]), shapes
-            parts = self._now.split([x.numel() for x in tensors])
-            self._views = [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
-            self._seen = self._now.clone()
-            return True
-        torch._foreach_copy_(self._views, tensors)
-        now, seen = (x.view(torch.int32).numpy() for x in (self._now, self._seen))
-        if np.array_equal(now, seen):  # bit by bit, which is four times as fast as in torch
-            return False
-        self._seen = self._now.clone()
+        if shapes == self._shapes:
+            addresses = np.array([x.data_ptr() for x in tensors])
+            if same_bits(addresses, self._begins, self._seen.view(torch.int32).numpy()):
+                return False
+        elif len({dtype for _, dtype in shapes}) > 1:
+            raise TypeError(f"model: expected weights of one dtype, got {shapes}")
+        self._seen, self._shapes = torch.cat([x.flatten() for x in tensors]), shapes
+        words = [x.numel() * x.element_size() // 4 for x in tensors]  # of 32 bits
+        self._begins = np.append(0, np.cumsum(words))
         return True
 
     def stacked(self) -> list[np.ndarray]:
@@ -193,14 +188,14 @@ class SplineSchNet(SchNet):
     def _evaluate(
         self, z: Tensor, pos: Tensor, batch: Tensor, virial: bool = False
     ) -> tuple[Tensor, ...]:
-        fused_graph.use_threads_of_torch()
+        threads = fused_graph.use_threads_of_torch()
         self._refresh()
         pos = pos.detach().contiguous()
         atoms = self._atoms_of(z, pos, batch)
         room, self._room = self._room, None  # a call from another thread makes its own
         if room is None or room[0].dtype != atoms.x.dtype:
             room = no_room(atoms.x)
-        order, edges = self._edges(pos, atoms.batch, atoms.start, room)
+        order, edges = self._edges(pos, atoms.batch, atoms.start, threads, room)
         x, (weights, tables) = atoms.x[order], self._compiled
         energy_i, force, pull, _ = fused.energies_and_forces(
             x, edges, weights, tables, False, room[0]
@@ -210,8 +205,7 @@ class SplineSchNet(SchNet):
         energy = np.add.reduceat(energy_i, atoms.start[:-1])  # sorted atoms stay in their sample
         results = [torch.from_numpy(energy).view(-1, 1), torch.from_numpy(forces)]
         if virial:
-            d, unit = edges[3:5]
-            results.append(torch.from_numpy(0.5 * (unit * (pull * d)) @ unit.T))
+            results.append(torch.from_numpy(fused.virial(edges, pull)))
         self._room = grown(room, fused.room_for(len(x), weights, False), len(pull))
         return tuple(results)
 
@@ -233,42 +227,49 @@ class SplineSchNet(SchNet):
         return atoms
 
     def _edges(
-        self, pos: Tensor, batch: Tensor, start: np.ndarray, room: tuple[np.ndarray, ...]
-    ) -> tuple[np.ndarray, tuple]:
+        self,
+        pos: Tensor,
+        batch: Tensor,
+        start: np.ndarray,
+        threads: int,
+        room: tuple[np.ndarray, ...],
+    ) -> tuple[np.ndarray, fused_graph.Edges]:
         """Return an order of the atoms, and the edges between them in that order."""
         graph, K = self.interaction_graph, self.num_intervals
         cutoff, spacing = min(graph.cutoff, self.cutoff), self.cutoff / K
         if isinstance(graph, RadiusInteractionGraph) and graph.max_num_neighbors is None:
             order, edges, distinct = fused_graph.find_graph(
-                pos.numpy(), batch.numpy(), start, cutoff, spacing, K, *room[1:]
+                pos.numpy(), batch.numpy(), start, cutoff, spacing, K, threads, *room[1:]
             )
         else:
             if isinstance(graph, PeriodicGraph):
                 edge_index, offset = graph.candidates(pos, batch)
             else:
                 edge_index, offset = graph(pos, batch)[0], pos.new_zeros(1, 3)
-            order, given = self._sorted(pos, start, edge_index, offset)
+            given = self._sorted(pos, start, threads, edge_index, offset)
+            order = given[0]
             edges, distinct = fused_graph.narrow_graph(
-                pos.numpy(), order, given, cutoff, spacing, K, *room[1:]
+                pos.numpy(), *given, cutoff, spacing, K, *room[1:]
             )
         if not distinct:
             graph(pos, batch)  # raises the error that names the atoms
         return order, edges
 
     def _sorted(
-        self, pos: Tensor, start: np.ndarray, edge_index: Tensor, offset: Tensor
-    ) -> tuple[np.ndarray, tuple]:
-        """Return an order of the atoms along cells, and the edges in that order, by receiver."""
-        if self._list and self._list[0] is edge_index and self._list[1] is offset:
-            return self._list[2:]
+        self, pos: Tensor, start: np.ndarray, threads: int, edge_index: Tensor, offset: Tensor
+    ) -> tuple[np.ndarray, np.ndarray, tuple]:
+        """Return an order of the atoms along cells, parts, and the edges by receiver."""
+        given, parts = self._list, fused_graph.cut(start, threads)
+        if given and given[0] is edge_index and given[1] is offset and len(given[3]) == len(parts):
+            return given[2:]
         order = fused_graph.sort_into_cells(pos.numpy(), start, self.cutoff)[0]
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         sender, receiver = place[edge_index.numpy()]
         offsets = np.broadcast_to(offset.numpy(), (len(sender), 3))
-        given = fused_graph.sort_graph(receiver, sender, offsets, len(pos))
-        self._list = edge_index, offset, order, given
-        return order, given
+        edges = fused_graph.sort_graph(receiver, sender, offsets, parts)
+        self._list = edge_index, offset, order, parts, edges
+        return self._list[2:]
 
     def _applies(self, like: Tensor) -> bool:
         return tables_apply(like.device, like.dtype)
@@ -319,33 +320,6 @@ def tabulated(model: nn.Module) -> nn.Module:
     result = copy.copy(model)
     result._modules = {name: tabulated(child) for name, child in model.named_children()}
     return result
-
-
-def no_room(like: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return empty room: for the numbers of a pass, and for whole numbers and numbers of edges."""
-    return np.empty(0, like.dtype), np.empty(0, np.uint32), np.empty(0, like.dtype)
-
-
-def in_large_pages(arrays: list[np.ndarray]) -> np.ndarray:
-    """Return the arrays as one that begins with a line of the cache, in large pages if it is large.
-
-    Edges read the tables here and there: with pages of 4 KB the processor would look for addresses.
-    """
-    size, line = sum(x.size for x in arrays), 64 // arrays[0].itemsize
-    memory = np.empty(size + line, arrays[0].dtype)
-    at = -(memory.ctypes.data // memory.itemsize) % line
-    return np.stack(arrays, out=memory[at : at + size].reshape(len(arrays), *arrays[0].shape))
-
-
-def grown(room: tuple[np.ndarray, ...], size: int, num_edges: int) -> tuple[np.ndarray, ...]:
-    """Return room for a call like the last one, if it is so large that new memory takes time.
-
-    The arrays are numpy's, which come in large pages, unlike those of compiled code.
-    """
-    needed = size, 2 * num_edges, 10 * num_edges
-    if size < ENOUGH_ROOM or all(len(x) >= n for x, n in zip(room, needed, strict=True)):
-        return room
-    return tuple(np.empty(int(1.1 * n), x.dtype) for x, n in zip(room, needed, strict=True))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

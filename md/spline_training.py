@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from md.potential import Standardized
-from md.spline import Network, no_room
+from md.spline import Network
 from md.tables import expand_knots
 
 try:
     from md import fused, fused_graph, fused_training
+    from md.fused_memory import no_room
 except ImportError:  # no numba: the plain network does it all
     fused = fused_graph = fused_training = None
 
 
-FEW_EDGES = 20_000  # that are not worth a second part of a table's gradient
+FEW_EDGES = 10_000  # that are not worth a second part of a table's gradient
 
 
 class SplineForces(nn.Module):
@@ -53,12 +54,13 @@ class SplineForces(nn.Module):
         self, z: Tensor, pos: Tensor, batch: Tensor, edge_index: Tensor, offset: Tensor, B: int
     ) -> tuple[Tensor, Tensor]:
         """Return energies (B, 1) and forces (N, 3); an edge leads from r_j + offset to r_i."""
-        fused_graph.use_threads_of_torch()
-        sender, receiver = edge_index.numpy()
-        given = fused_graph.sort_graph(receiver, sender, offset.numpy(), len(pos))
+        threads, (sender, receiver) = fused_graph.use_threads_of_torch(), edge_index.numpy()
+        start = np.append(0, np.bincount(batch.numpy(), minlength=B).cumsum())
+        parts = fused_graph.cut(start, threads)
+        given = fused_graph.sort_graph(receiver, sender, offset.numpy(), parts)
         points, order, K = pos.detach().numpy(), np.arange(len(pos)), self.num_intervals
         edges, _ = fused_graph.narrow_graph(
-            points, order, given, self.model.cutoff, self.spacing, K, *no_room(points)[1:]
+            points, order, parts, given, self.model.cutoff, self.spacing, K, *no_room(points)[1:]
         )
         x = self.model.model.embedding(z.to(pos.dtype))
         weights = [weight for kind in self.network.layers() for weight in kind]
@@ -87,7 +89,7 @@ class _Forces(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, g_energy, g_forces):
         seed, direction = g_energy.contiguous().view(-1), -g_forces
-        num_parts = 1 if len(ctx.given[0][1]) < FEW_EDGES else 8
+        num_parts = 1 if len(ctx.given[0].sender) < FEW_EDGES else 8
         g_x, blocks, ends = fused_training.gradients(
             seed.numpy(), direction.numpy(), *ctx.given, num_parts
         )

@@ -16,7 +16,7 @@ from contract import EnergyModelContract, assert_equal, molecules
 from torch import Tensor, nn
 
 from fake_data import fake_trajectory
-from md import fused, fused_graph, spline, spline_training
+from md import fused, fused_graph, fused_memory, spline, spline_training
 from md.calculator import ModelCalculator
 from md.data import Dataset
 from md.kernels import Edges, _Convolve, _EdgeProducts, _TableGradient
@@ -249,7 +249,7 @@ def test_one_model_for_changing_atoms_and_samples():
 
 
 def test_room_is_kept_between_calls_of_any_size_and_not_shared_by_threads(monkeypatch):
-    monkeypatch.setattr(spline, "ENOUGH_ROOM", 0)
+    monkeypatch.setattr(fused_memory, "ENOUGH_ROOM", 0)
     model = SplineSchNet(schnet())
     given = [cluster(n=n) for n in (7, 3, 12, 30)]
     expected = [energy_and_forces(SplineSchNet(schnet()), *call) for call in given]
@@ -407,6 +407,91 @@ def test_threads_change_nothing_but_round_off_and_two_runs_nothing(dtype):
     torch.set_num_threads(before)
     for one, two in zip(*results, strict=True):
         assert_equal(one, two, atol=10 * torch.finfo(dtype).eps * float(one.abs().max()))
+
+
+def edges_of(edges: fused_graph.Edges, order: np.ndarray) -> list[tuple[int, int]]:
+    """Return the edges (i, j) that the kept ones stand for, sorted."""
+    found = []
+    for i in range(len(order)):
+        for e in range(edges.first[2 * i], edges.first[2 * i + 2]):
+            ends = int(order[i]), int(order[edges.sender[e]])
+            found += [ends, ends[::-1]] if e < edges.first[2 * i + 1] else [ends]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("sizes", [(200,), (40, 40, 40, 40), (3, 130, 1, 70, 2)])
+def test_edges_that_are_kept_stand_for_all(sizes):
+    rng, start = np.random.default_rng(0), np.append(0, np.cumsum(sizes))
+    batch, pos = np.repeat(np.arange(len(sizes)), sizes), 6.0 * rng.random((sum(sizes), 3))
+    near = np.linalg.norm(pos[:, None] - pos[None], axis=-1) < 2.5
+    near &= (batch[:, None] == batch[None]) & ~np.eye(len(pos), dtype=bool)
+    expected, empty = list(zip(*map(list, np.nonzero(near)), strict=True)), np.empty(0)
+    room, length = (empty.astype(np.uint32), empty), (2.5, 2.5 / 64, 64)
+    far = np.triu((batch[:, None] == batch[None]) & (rng.random(near.shape) < 0.2), 1)
+    i, j = np.nonzero(near | far | far.T)
+    for threads in (1, 2, 3, 5):
+        order, edges, _ = fused_graph.find_graph(pos, batch, start, *length, threads, *room)
+        assert edges_of(edges, order) == expected
+        parts = fused_graph.cut(start, threads)
+        assert len(parts) == threads + 1 and parts[0] == 0 and parts[-1] == len(pos)
+        assert (np.diff(parts) > 0).all()
+        given = fused_graph.sort_graph(i, j, np.zeros((len(i), 3)), parts)
+        order = np.arange(len(pos))
+        edges, _ = fused_graph.narrow_graph(pos, order, parts, given, *length, *room)
+        assert edges_of(edges, order) == expected
+        assert len(edges.d) < len(expected)
+        kept = (edges.sender, edges.first, edges.d)
+        assert len(kept[0]) == kept[1][-1] == len(kept[2])
+
+
+def test_parts_are_cut_between_samples():
+    start = 13 * np.arange(65)
+    assert (fused_graph.cut(start, 3) % 13 == 0).all()
+    assert list(fused_graph.cut(start, 2)) == [0, 32 * 13, 64 * 13]
+    assert list(fused_graph.cut(np.array([0, 31]), 8)) == [0, 31]
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_parts_change_nothing_but_round_off(periodic, monkeypatch):
+    torch.manual_seed(0)
+    z, pos = torch.tensor([[1], [6], [8]]).repeat(40, 1), 5.0 * torch.rand(120, 3).double()
+    batch, model = torch.zeros(120, dtype=torch.int64), SplineSchNet(schnet())
+    if periodic:  # the cutoff reaches an atom's own image
+        pos[:, 0] *= 0.4
+        cell = torch.diag(torch.tensor([2.0, 5.0, 5.0])).double().unsqueeze(0)
+        model.interaction_graph = PeriodicGraph(2.5, skin=0.3).set_cells(cell)
+    results = []
+    for parts in (1, 2, 3):
+        monkeypatch.setattr(fused_graph, "use_threads_of_torch", lambda parts=parts: parts)
+        results.append(model.energy_forces_virial(z, pos, batch))
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            assert_equal(one, two, atol=1e-12 * float(one.abs().max()))
+    assert not torch.equal(results[0][1], results[1][1])  # control: sums of another order
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_gradients_with_edges_from_part_to_part(periodic, monkeypatch):
+    torch.manual_seed(0)
+    pos, sizes = 4.0 * torch.rand(150, 3), torch.tensor([60, 90])
+    cells = torch.diag(torch.tensor([2.0, 4.0, 4.0])).repeat(2, 1, 1) if periodic else None
+    data = Dataset(torch.tensor([1, 6, 8] * 50), pos * (0.5 if periodic else 1.0),
+                   torch.randn(2), torch.randn(150, 3), sizes, cells)  # fmt: skip
+    monkeypatch.setattr(fused_graph, "use_threads_of_torch", lambda: 4)
+    assert_same_gradients(Standardized(schnet()), data, Settings(rho_energy=1.0), 1e-8)
+
+
+def test_every_bit_of_the_weights_is_compared():
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 9, n, dtype=np.int32) for n in (7, 1, 20_000, 16_384, 3)]
+    begins = np.append(0, np.cumsum([len(x) for x in arrays]))
+    addresses, seen = np.array([x.ctypes.data for x in arrays]), np.concatenate(arrays)
+    assert fused_memory.same_bits(addresses, begins, seen)
+    for at in (*begins[:-1], *(begins[1:] - 1), 16_383, 16_384, 32_768):
+        for bit in (0, 31):
+            other = seen.copy()
+            other[at] ^= np.int32(-(2**31) if bit else 1)
+            assert not fused_memory.same_bits(addresses, begins, other)
 
 
 def test_number_of_threads_stays_as_it_was():
