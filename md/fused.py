@@ -174,6 +174,24 @@ def convolve_back(lo, hi, x, g, table, edges, out, sink, pull):
 
 
 @njit(**COMPILED)
+def pull_only(lo, hi, x, g, table, edges, pull):
+    """Do what `convolve_back` does to the pulls: all that is asked of the first block."""
+    first, sender, knot, dw = edges.first, edges.sender, edges.knot, edges.dw
+    M, flat = x.shape[1], table.reshape(-1)
+    for i in range(lo, hi):
+        x_i, g_i = x[i], g[i]
+        for e in range(first[2 * i], first[2 * i + 2]):
+            v0, v1, v2 = dw[0, e], dw[1, e], dw[2, e]
+            k, x_j, g_j = 3 * M * np.int64(knot[e]), x[sender[e]], g[sender[e]]
+            S, D, S1 = (flat[k : k + M], flat[k + 2 * M : k + 3 * M], flat[k + 3 * M : k + 4 * M])
+            total = x.dtype.type(0)
+            for f in range(M):
+                dW = v0 * S[f] + v1 * D[f] + v2 * S1[f]
+                total += (g_i[f] * x_j[f] + g_j[f] * x_i[f]) * dW
+            pull[e] += total
+
+
+@njit(**COMPILED)
 def add_forces(lo, hi, edges, pull, forces):
     """Add up the forces on the atoms of a part: -∂E/∂r_i = Σ_e (dE/dd_e) unit_e."""
     first, sender, unit = edges.first, edges.sender, edges.unit
@@ -186,19 +204,6 @@ def add_forces(lo, hi, edges, pull, forces):
                 forces[i, axis] += force
                 if e < first[2 * i + 1]:
                     forces[j, axis] -= force
-
-
-@njit(**COMPILED)
-def virial(edges, pull):
-    """Return ∂E/∂ε, (3, 3), of a strain ε of all that is: Σ (dE/dd) d unit unitᵀ over the pairs."""
-    first, unit, total = edges.first, edges.unit, np.zeros((3, 3))
-    for i in range(len(first) // 2):
-        for e in range(first[2 * i], first[2 * i + 2]):
-            times = (1 if e < first[2 * i + 1] else 0.5) * np.float64(pull[e] * edges.d[e])
-            for a in range(3):
-                for b in range(3):
-                    total[a, b] += times * unit[a, e] * unit[b, e]
-    return total.astype(pull.dtype)
 
 
 @njit(parallel=True, **COMPILED)
@@ -263,11 +268,17 @@ def read_out(x, weights, slope, energy, a_R, slope_R, g, g_s, g_y):
 
 
 @njit(parallel=True, **COMPILED)
-def backward(n, edges, weights, table, h, slope, g_y, pull, g_h, g, g_x, g_s, g_y_before, forces):
+def backward(
+    n, edges, weights, table, h, slope, g_y, pull, g_h, g, g_x, g_s, g_y_before, forces, keep
+):
     """Go back through the convolution of block n and the update of the one before."""
     rows = rows_of(weights.U2[0])
     for p in prange(len(edges.parts) - 1):
         begin, end, sink = edges.parts[p], edges.parts[p + 1], np.empty_like(g_h[0])
+        if n == 0 and not keep:
+            pull_only(begin, end, h, g_y, table, edges, pull)
+            add_forces(begin, end, edges, pull, forces)
+            continue
         g_h[begin:end] = 0
         for lo in range(begin, end, rows):
             hi = min(lo + rows, end)
@@ -343,7 +354,7 @@ def energies_and_forces(x, edges, weights, tables, keep, room):
     for n in range(last, -1, -1):
         backward(n, edges, weights, tables[n], hs[n], slope[n - 1], g_y[n % len(g_y)], pull,
                  g_h[n % num], g[(n + 1) % len(g)], g[n % len(g)], g_s[(n - 1) % num],
-                 g_y[(n - 1) % len(g_y)], forces)  # fmt: skip
+                 g_y[(n - 1) % len(g_y)], forces, keep)  # fmt: skip
     return energy, forces, pull, (xs, hs, ys, a, slope, a_R, slope_R, g, g_s, g_y, g_h)
 
 

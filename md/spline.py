@@ -181,7 +181,7 @@ class SplineSchNet(SchNet):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return also ∂E/∂ε of a strain ε of positions and cell, (3, 3), summed over the samples.
 
-        ∂E/∂ε = ½ Σ_e (dE/dd_e) r_e r_eᵀ / d_e over all directed edges r_e = d_e unit_e.
+        ∂E/∂ε = Σ (dE/dd) r rᵀ / d over all pairs, r = d unit.
         """
         return self._evaluate(z, pos, batch, virial=True)
 
@@ -205,7 +205,9 @@ class SplineSchNet(SchNet):
         energy = np.add.reduceat(energy_i, atoms.start[:-1])  # sorted atoms stay in their sample
         results = [torch.from_numpy(energy).view(-1, 1), torch.from_numpy(forces)]
         if virial:
-            results.append(torch.from_numpy(fused.virial(edges, pull)))
+            share = np.tile(np.array([1, 0.5], pull.dtype), len(x))  # of a pair: both ways or one
+            each = np.repeat(share, np.diff(edges.first)) * pull * edges.d
+            results.append(torch.from_numpy((edges.unit * each) @ edges.unit.T))
         self._room = grown(room, fused.room_for(len(x), weights, False), len(pull))
         return tuple(results)
 
