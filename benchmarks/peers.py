@@ -100,11 +100,13 @@ def measure(case: Case, seconds: float, quick: bool, schnetpack: Path | None) ->
 def multiply_adds(case: Case, num_edges: int) -> int:
     """Return how many multiply-adds the tables take for energies and forces.
 
-    Per atom the dense layers, forward and back; per edge and feature 4 forward, W and its product
-    with x, and 10 back: W, W', the product with g, and (g_i x_j + g_j x_i) W'.
+    Per atom the dense layers, forward and back; per pair and feature 5 forward, W and its products
+    with x_i and x_j, and 11 back: W, W', the products with g, and (g_i x_j + g_j x_i) W'. Of the
+    first block the last 6 are enough. Edges between threads count as if they were pairs.
     """
     atoms, F, L = case.num_samples * case.num_atoms, case.num_features, case.num_blocks
-    return 2 * atoms * (3 * L * F * F + F * F // 2) - atoms * F * F + 14 * L * F * num_edges
+    dense = 2 * atoms * (3 * L * F * F + F * F // 2) - atoms * F * F
+    return dense + (16 * L - 5) * F * num_edges // 2
 
 
 def peak() -> float:
@@ -167,6 +169,14 @@ def size_and_time(num_atoms: int, engine: str) -> dict[str, float]:
     return {"atoms": num_atoms, "seconds": statistics.median(times), "extra_mb": extra}
 
 
+def size_and_time_of_schnetpack(num_atoms: int, python: Path) -> dict[str, float]:
+    """Return the same of SchNetPack, to which the graph is given."""
+    engine = SchNetPack(System(BULK._replace(num_atoms=num_atoms)), python)
+    extra, seconds = engine.memory(), statistics.median(engine.burst("inference", 2.0))
+    engine.close()
+    return {"atoms": num_atoms, "seconds": seconds, "extra_mb": extra}
+
+
 def _forget_peak() -> None:
     with contextlib.suppress(OSError):  # there on Linux alone
         Path("/proc/self/clear_refs").write_text("5")
@@ -209,6 +219,10 @@ def main() -> None:
         numbers["accuracy"] = accuracy()
         numbers["sizes"] = {name: [alone(size_and_time, n, name) for n in sizes]
                             for name, sizes in SIZES.items()}  # fmt: skip
+        if options.schnetpack:
+            numbers["sizes"]["SchNetPack"] = [
+                size_and_time_of_schnetpack(n, options.schnetpack) for n in SIZES["PyG"]
+            ]
         numbers["steps"] = {case.name: moving(case, 4.0) for case in (CASES[0], *CASES[-2:])}
         numbers["peak"] = peak()
         save()

@@ -8,7 +8,11 @@ import matplotlib.pyplot as plt
 
 PEERS = ("PyG", "compiled", "SchNetPack")
 TITLES = {"PyG": "PyG", "compiled": "PyG, torch.compile", "SchNetPack": "SchNetPack 2.1.1"}
-STYLE = {"PyG": ("o--", "#d55e00"), "tables": ("s-", "#0072b2")}
+STYLE = {
+    "PyG": ("o--", "#d55e00", "PyTorch Geometric's SchNet"),
+    "tables": ("s-", "#0072b2", "the same weights, tables"),
+    "SchNetPack": ("^:", "#009e73", "SchNetPack's SchNet"),
+}
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -64,7 +68,8 @@ def page(numbers: dict) -> str:
                          f"{r['extra_mb']:,.0f} MB"])  # fmt: skip
     lines += table(["", "atoms in bulk", "energies and forces", "per atom", "extra memory"], rows)
     lines += ["Each size in a process of its own. Extra memory: how far energies and forces raise",
-              "the peak of the process above what it holds before.", ""]  # fmt: skip
+              "the peak of the process above what it holds before; SchNetPack's with what it loads",
+              "at its first call, without the search for the graph.", ""]  # fmt: skip
     names = list(next(iter(steps.values())))
     rows = [[case, *(f"{speeds[name]:,.1f}" for name in names)] for case, speeds in steps.items()]
     lines += table(["steps a second", *names], rows)
@@ -97,8 +102,7 @@ def draw(sizes: dict[str, list[dict]], path: Path) -> None:
     """Draw time and memory against the number of atoms."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     for name, results in sizes.items():
-        (marker, color), atoms = STYLE[name], [r["atoms"] for r in results]
-        label = {"PyG": "PyTorch Geometric's SchNet", "tables": "the same weights, tables"}[name]
+        (marker, color, label), atoms = STYLE[name], [r["atoms"] for r in results]
         per_atom = [1e6 * r["seconds"] / r["atoms"] for r in results]
         left.loglog(atoms, per_atom, marker, color=color, label=label)
         right.loglog(atoms, [r["extra_mb"] for r in results], marker, color=color)
