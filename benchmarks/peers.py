@@ -54,7 +54,7 @@ from md.potential import energy_and_forces
 from md.spline import SplineSchNet
 from md.training import write_json
 
-ROUNDS = 3
+ROUNDS = 6
 SIZES = {"PyG": (100, 1000, 8000), "tables": (100, 1000, 8000, 64_000, 1_000_000)}
 SKIN, STEP = 0.3, 0.004  # an atom of speed 1, about what a Lennard-Jones liquid has at T = 1
 

@@ -16,7 +16,8 @@ gradients ē by the energies and −u by the forces held fixed,
 ∇_θ L = ∇_θ J,   J = Σ_b ē_b E_b + D_u E,   D_u E = d/dε E(r + ε u),
 
 so tangents (ẋ, ḣ, …) go forward, and what goes back are the gradients P = ∂J/∂x and so on. Those by
-the tangents need no pass: ∂J/∂ẋ = G. Every sum has a fixed order: threads do not change results.
+the tangents need no pass: ∂J/∂ẋ = G. Every sum has an order that the number of threads fixes: two
+runs give the same bits, and other threads the same to round-off.
 """
 
 from __future__ import annotations

@@ -289,7 +289,7 @@ def gradients(seed, direction, edges, weights, filters, tables, spacing, kept, i
         spacing: from knot to knot.
         kept: what `fused.energies_and_forces` kept.
         inner: what `fused.tabulate` kept.
-        num_parts: in so many parts a table's gradient is summed; threads do not change that.
+        num_parts: in so many parts a table's gradient is summed.
 
     Returns:
         Those by the embeddings, (N, F), by the weights of the blocks and filters as `collect`
