@@ -208,11 +208,14 @@ def add_forces(lo, hi, edges, pull, forces):
 
 
 @njit(parallel=True, **COMPILED)
-def begin(x, At, h):
-    """Fill h of the first block."""
+def begin(embeddings, order, At, x, h):
+    """Fill x and h of the first block."""
     rows = rows_of(At)
     for block in prange((len(x) + rows - 1) // rows):
         part = slice(block * rows, min((block + 1) * rows, len(x)))
+        for i in range(part.start, part.stop):
+            for f in range(x.shape[1]):
+                x[i, f] = embeddings[order[i], f]
         np.dot(x[part], At, h[part])
 
 
@@ -317,18 +320,19 @@ def room_for(N, weights, keep):
 
 
 @njit(**COMPILED)
-def energies_and_forces(x, edges, weights, tables, keep, room):
+def energies_and_forces(embeddings, order, edges, weights, tables, keep, room):
     """Return the energies of the atoms, (N,), the forces, (N, 3), the pulls, (E,), and all between.
 
     Args:
-        x: the embeddings, (N, F).
+        embeddings: of the atoms, (N, F).
+        order: which of them each atom of the edges is, (N,).
         edges: as above.
         weights: as above.
         tables: as above.
         keep: of each block what `fused_training` needs; otherwise the next block takes its place.
         room: where to keep it, if it is large enough; pages of memory that are new cost time.
     """
-    (L, M, F), N, H, new = weights.A.shape, len(x), len(weights.R1), x.dtype
+    (L, M, F), N, H, new = weights.A.shape, len(order), len(weights.R1), embeddings.dtype
     num, more = (L, 1) if keep else (1, 0)
     if len(room) < room_for(N, weights, keep):
         room = np.empty(room_for(N, weights, keep), new)
@@ -344,8 +348,7 @@ def energies_and_forces(x, edges, weights, tables, keep, room):
     ends, at = carve(room, at, 2, N, H)
     a_R, slope_R = ends[0], ends[1]
     energy, forces, pull = np.empty(N, new), np.empty((N, 3), new), np.zeros(len(edges.d), new)
-    xs[0] = x
-    begin(x, weights.At[0], hs[0])
+    begin(embeddings, order, weights.At[0], xs[0], hs[0])
     for n in range(L):
         forward(n, edges, weights, tables[n], xs[n % len(xs)], hs[n], ys[n % num], a[n % num],
                 slope[n], xs[(n + 1) % len(xs)], hs[(n + 1) % L])  # fmt: skip

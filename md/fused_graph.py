@@ -19,6 +19,7 @@ from numba import njit, prange
 # A change here is seen by the cache of this file only: no function calls one of another file.
 COMPILED = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 FEW = 64  # atoms of a sample that are compared with all others
+STRIP = 4  # cells along y, so that what the neighbours of an atom hold stays in the cache
 CHUNK, MANY = 64, 1024  # atoms and edges that a thread takes at a time
 ATOMS_OF_A_PART = 32  # at least: fewer are not worth a thread
 
@@ -89,6 +90,21 @@ def cut(start, num_threads):
 
 
 @njit(**COMPILED)
+def row_of(kx, ky, shape):
+    """Return the place of a row of cells along z: strip after strip of y, each along x."""
+    begin = ky // STRIP * STRIP
+    return begin * shape[0] + kx * min(STRIP, shape[1] - begin) + ky - begin
+
+
+@njit(**COMPILED)
+def kx_and_ky_of(row, shape):
+    """Return kx and ky of a row of cells."""
+    begin = row // (STRIP * shape[0]) * STRIP
+    width, rest = min(STRIP, shape[1] - begin), row - begin * shape[0]
+    return rest // width, begin + rest % width
+
+
+@njit(**COMPILED)
 def sort_into_cells(pos, start, cutoff):
     """Sort the atoms of each sample into cells at least as wide as the cutoff.
 
@@ -98,7 +114,8 @@ def sort_into_cells(pos, start, cutoff):
     """
     N, B = len(pos), len(start) - 1
     cell, shape = np.empty(N, np.int64), np.ones((B, 3), np.int64)
-    first_cell, low, high = np.zeros(B + 1, np.int64), np.empty(3), np.empty(3)
+    first_cell, k = np.zeros(B + 1, np.int64), np.empty(3, np.int64)
+    low, high = np.empty(3), np.empty(3)
     for b in range(B):
         n, width = start[b + 1] - start[b], cutoff * (1 + 1e-6)
         for axis in range(3):
@@ -114,11 +131,9 @@ def sort_into_cells(pos, start, cutoff):
             width *= 1.26
         first_cell[b + 1] = first_cell[b] + shape[b, 0] * shape[b, 1] * shape[b, 2]
         for i in range(start[b], start[b + 1]):
-            at = 0
             for axis in range(3):
-                k = min(int((pos[i, axis] - low[axis]) / width), shape[b, axis] - 1)
-                at = at * shape[b, axis] + k
-            cell[i] = first_cell[b] + at
+                k[axis] = min(int((pos[i, axis] - low[axis]) / width), shape[b, axis] - 1)
+            cell[i] = first_cell[b] + row_of(k[0], k[1], shape[b]) * shape[b, 2] + k[2]
     cell_start, order = sort_edges(cell, first_cell[B])
     return order, cell[order], cell_start, shape, first_cell
 
@@ -143,13 +158,13 @@ def ranges_around(i, b, part, cells, begin, end):
     _, cell, cell_start, shape, first_cell = cells
     ny, nz = shape[b, 1], shape[b, 2]
     at = cell[i] - first_cell[b]
-    cx, cy, cz = at // (ny * nz), at // nz % ny, at % nz
+    (cx, cy), cz = kx_and_ky_of(at // nz, shape[b]), at % nz
     num = both = 0
     inside, before, after = (i + 1, part[1]), (0, part[0]), (part[1], len(cell))
     for where, (low, high) in enumerate((inside, before, after)):
         for kx in range(max(cx - 1, 0), min(cx + 2, shape[b, 0])):
             for ky in range(max(cy - 1, 0), min(cy + 2, ny)):
-                row = first_cell[b] + (kx * ny + ky) * nz
+                row = first_cell[b] + row_of(kx, ky, shape[b]) * nz
                 begin[num] = max(low, cell_start[row + max(cz - 1, 0)])
                 end[num] = min(high, cell_start[row + min(cz + 2, nz)])
                 num += 1 if begin[num] < end[num] else 0

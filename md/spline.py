@@ -196,19 +196,21 @@ class SplineSchNet(SchNet):
         if room is None or room[0].dtype != atoms.x.dtype:
             room = no_room(atoms.x)
         order, edges = self._edges(pos, atoms.batch, atoms.start, threads, room)
-        x, (weights, tables) = atoms.x[order], self._compiled
+        weights, tables = self._compiled
         energy_i, force, pull, _ = fused.energies_and_forces(
-            x, edges, weights, tables, False, room[0]
+            atoms.x, order, edges, weights, tables, False, room[0]
         )
         forces = np.empty_like(force)
         forces[order] = force
         energy = np.add.reduceat(energy_i, atoms.start[:-1])  # sorted atoms stay in their sample
         results = [torch.from_numpy(energy).view(-1, 1), torch.from_numpy(forces)]
         if virial:
-            share = np.tile(np.array([1, 0.5], pull.dtype), len(x))  # of a pair: both ways or one
+            share = np.tile(
+                np.array([1, 0.5], pull.dtype), len(order)
+            )  # of a pair: both ways or one
             each = np.repeat(share, np.diff(edges.first)) * pull * edges.d
             results.append(torch.from_numpy((edges.unit * each) @ edges.unit.T))
-        self._room = grown(room, fused.room_for(len(x), weights, False), len(pull))
+        self._room = grown(room, fused.room_for(len(order), weights, False), len(pull))
         return tuple(results)
 
     def _atoms_of(self, z: Tensor, pos: Tensor, batch: Tensor) -> _Atoms:

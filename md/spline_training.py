@@ -80,7 +80,7 @@ class _Forces(torch.autograd.Function):
         tables, inner = fused.tabulate(filters, engine.spacing)
         x = x.detach().contiguous().numpy()
         energy, forces, _, kept = fused.energies_and_forces(
-            x, edges, weights, tables, True, no_room(x)[0]
+            x, np.arange(len(x)), edges, weights, tables, True, no_room(x)[0]
         )
         ctx.given = edges, weights, filters, tables, engine.spacing, kept, inner
         return torch.from_numpy(energy).view(-1, 1), torch.from_numpy(forces)
