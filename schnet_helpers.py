@@ -9,11 +9,13 @@ Edges:  edge_index[0] = j sends, edge_index[1] = i receives (PyG's convention).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -38,24 +40,28 @@ FIGURE_STYLE = {
 }
 
 
-def _expect(
+def expect(
     ok: bool | Tensor, name: str, expected: str, got: object, error: type[Exception] = ValueError
 ) -> None:
+    """Raise an error that names the argument, what was expected and what came, unless all is ok."""
     if not ok:
         raise error(f"{name}: expected {expected}, got {got}")
 
 
-def _expect_tensor(name: str, value: Tensor) -> None:
-    _expect(isinstance(value, Tensor), name, "a tensor", type(value), TypeError)
+def expect_tensor(name: str, value: Tensor) -> None:
+    """Expect a tensor."""
+    expect(isinstance(value, Tensor), name, "a tensor", type(value), TypeError)
 
 
-def _expect_size(name: str, value: int) -> None:
-    _expect(isinstance(value, numbers.Integral) and value > 0, name, "a positive integer", value)
+def expect_size(name: str, value: int) -> None:
+    """Expect a positive integer."""
+    expect(isinstance(value, numbers.Integral) and value > 0, name, "a positive integer", value)
 
 
-def _expect_positive(name: str, value: float) -> None:
+def expect_positive(name: str, value: float) -> None:
+    """Expect a positive number, neither tiny nor huge."""
     ok = isinstance(value, numbers.Real) and 1e-15 < value < 1e15  # its square fits into float32
-    _expect(ok, name, "a positive finite number", value)
+    expect(ok, name, "a positive finite number", value)
 
 
 def get_batch_dimensions(batch: Tensor) -> tuple[int, Tensor]:
@@ -67,14 +73,14 @@ def get_batch_dimensions(batch: Tensor) -> tuple[int, Tensor]:
     Raises:
         TypeError, ValueError: for another dtype or rank, an empty, unsorted or gappy batch.
     """
-    _expect_tensor("batch", batch)
-    _expect(batch.dtype == torch.int64, "batch", "dtype torch.int64", batch.dtype, TypeError)
-    _expect(batch.ndim == 1, "batch", "shape (N,)", tuple(batch.shape))
-    _expect(len(batch) > 0, "batch", "at least one atom", "an empty batch")
+    expect_tensor("batch", batch)
+    expect(batch.dtype == torch.int64, "batch", "dtype torch.int64", batch.dtype, TypeError)
+    expect(batch.ndim == 1, "batch", "shape (N,)", tuple(batch.shape))
+    expect(len(batch) > 0, "batch", "at least one atom", "an empty batch")
     steps = batch.diff()
-    _expect((steps >= 0).all(), "batch", "sample numbers in ascending order", batch)
+    expect((steps >= 0).all(), "batch", "sample numbers in ascending order", batch)
     gapless = batch[0] == 0 and (steps <= 1).all()
-    _expect(gapless, "batch", "the samples 0, 1, 2, ... without gaps", batch)
+    expect(gapless, "batch", "the samples 0, 1, 2, ... without gaps", batch)
     n_atoms = batch.bincount()
     return len(n_atoms), n_atoms
 
@@ -85,26 +91,36 @@ def spread_atomic_numbers(z: Tensor, batch: Tensor, batch_size: int) -> Tensor:
     Raises:
         TypeError, ValueError: for numbers that are not real and finite, or of another shape.
     """
-    _expect_tensor("z", z)
+    expect_tensor("z", z)
     numeric = not (z.is_complex() or z.dtype == torch.bool)
-    _expect(numeric, "z", "floating-point or integer numbers", z.dtype, TypeError)
+    expect(numeric, "z", "floating-point or integer numbers", z.dtype, TypeError)
     per_sample, per_atom = (batch_size, 1), (len(batch), 1)
     shape = (len(z), 1) if z.ndim == 1 else tuple(z.shape)
     expected = f"shape {per_sample}, one per sample, or {per_atom}, one per atom"
-    _expect(shape in (per_sample, per_atom), "z", expected, tuple(z.shape))
-    _expect(z.isfinite().all(), "z", "finite atomic numbers", "NaN or infinity")
+    expect(shape in (per_sample, per_atom), "z", expected, tuple(z.shape))
+    expect(z.isfinite().all(), "z", "finite atomic numbers", "NaN or infinity")
     z = z.reshape(-1, 1)
     return z if shape == per_atom else z[batch]
 
 
-def _expect_positions(pos: Tensor, batch: Tensor) -> None:
-    _expect_tensor("pos", pos)
-    _expect(pos.is_floating_point(), "pos", "a floating-point dtype", pos.dtype, TypeError)
-    _expect(pos.shape == (len(batch), 3), "pos", f"shape ({len(batch)}, 3)", tuple(pos.shape))
-    _expect(batch.device == pos.device, "batch", f"device {pos.device} as pos", batch.device)
+def expect_positions(pos: Tensor, batch: Tensor) -> None:
+    """Expect finite positions, (N, 3), one for each atom of the batch and on its device."""
+    expect_tensor("pos", pos)
+    expect(pos.is_floating_point(), "pos", "a floating-point dtype", pos.dtype, TypeError)
+    expect(pos.shape == (len(batch), 3), "pos", f"shape ({len(batch)}, 3)", tuple(pos.shape))
+    expect(batch.device == pos.device, "batch", f"device {pos.device} as pos", batch.device)
     if not pos.isfinite().all():
         atom = int((~pos.isfinite()).any(dim=1).nonzero()[0])
-        _expect(False, "pos", "finite numbers", f"{pos[atom].tolist()} for atom {atom}")
+        expect(False, "pos", "finite numbers", f"{pos[atom].tolist()} for atom {atom}")
+
+
+def expect_like(weight: Tensor, z: Tensor, pos: Tensor) -> None:
+    """Expect atomic numbers and positions on the device of a weight, positions of its dtype."""
+    dtype, device = weight.dtype, weight.device
+    for name, tensor in (("z", z), ("pos", pos)):
+        expect_tensor(name, tensor)
+        expect(tensor.device == device, name, f"device {device} as the model", tensor.device)
+    expect(pos.dtype == dtype, "pos", f"dtype {dtype} as the model", pos.dtype, TypeError)
 
 
 class RadiusInteractionGraph(nn.Module):
@@ -122,9 +138,9 @@ class RadiusInteractionGraph(nn.Module):
 
     def __init__(self, cutoff: float, max_num_neighbors: int | None = None) -> None:
         super().__init__()
-        _expect_positive("cutoff", cutoff)
+        expect_positive("cutoff", cutoff)
         if max_num_neighbors is not None:
-            _expect_size("max_num_neighbors", max_num_neighbors)
+            expect_size("max_num_neighbors", max_num_neighbors)
         self.cutoff = float(cutoff)
         self.max_num_neighbors = max_num_neighbors
 
@@ -140,7 +156,7 @@ class RadiusInteractionGraph(nn.Module):
             TypeError, ValueError: for bad input, two atoms in one place, more neighbours than said.
         """
         _, n_atoms = get_batch_dimensions(batch)
-        _expect_positions(pos, batch)
+        expect_positions(pos, batch)
         points = pos.detach().to(torch.promote_types(pos.dtype, torch.float32))
         edge_index = _edges_within(points, batch, n_atoms, self.cutoff)
         d_ij = _distances(pos, edge_index)  # (E,)
@@ -149,7 +165,7 @@ class RadiusInteractionGraph(nn.Module):
             raise ValueError(f"pos: expected distinct positions, got atoms {pair} in one place")
         if (limit := self.max_num_neighbors) is not None:
             most = int(edge_index[1].bincount(minlength=1).max())
-            _expect(most <= limit, "max_num_neighbors", f"{most} or more for this graph", limit)
+            expect(most <= limit, "max_num_neighbors", f"{most} or more for this graph", limit)
         return edge_index, d_ij
 
 
@@ -200,7 +216,7 @@ class ElementEmbedding(nn.Embedding):
         index = z.squeeze(-1).long()
         ok = (index == z.squeeze(-1)) & (index >= 0) & (index < self.num_embeddings)
         if not torch.compiler.is_compiling():
-            _expect(ok.all(), "z", f"whole numbers from 0 to {self.num_embeddings - 1}", z)
+            expect(ok.all(), "z", f"whole numbers from 0 to {self.num_embeddings - 1}", z)
         return super().forward(index)
 
 
@@ -217,11 +233,11 @@ class RadialExpansion(nn.Module):
 
     def __init__(self, gamma: float, mu: Tensor | Sequence[float]) -> None:
         super().__init__()
-        _expect_positive("gamma", gamma)
+        expect_positive("gamma", gamma)
         if not (isinstance(mu, Tensor) and mu.is_floating_point()):
             mu = torch.as_tensor(mu, dtype=torch.get_default_dtype())
-        _expect(mu.ndim == 1 and len(mu) > 0, "mu", "shape (K,), K > 0", tuple(mu.shape))
-        _expect(mu.isfinite().all(), "mu", "finite centres", mu.tolist())
+        expect(mu.ndim == 1 and len(mu) > 0, "mu", "shape (K,), K > 0", tuple(mu.shape))
+        expect(mu.isfinite().all(), "mu", "finite centres", mu.tolist())
         self.register_buffer("gamma", torch.tensor(float(gamma), dtype=mu.dtype))
         self.register_buffer("mu", mu.detach().clone())
 
@@ -231,7 +247,7 @@ class RadialExpansion(nn.Module):
         Raises:
             TypeError: if `d` has another dtype than `mu`.
         """
-        _expect(d.dtype == self.mu.dtype, "d", f"dtype {self.mu.dtype} as mu", d.dtype, TypeError)
+        expect(d.dtype == self.mu.dtype, "d", f"dtype {self.mu.dtype} as mu", d.dtype, TypeError)
         return torch.exp(-self.gamma * (d.unsqueeze(-1) - self.mu) ** 2)
 
     forward = expand
@@ -272,10 +288,10 @@ class SchNet(nn.Module):
         embedding: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        _expect_size("dim_embedding", dim_embedding)
-        _expect_size("num_filters", num_filters)
-        _expect_size("num_interactions", num_interactions)
-        _expect_size("num_gaussians", num_gaussians)
+        expect_size("dim_embedding", dim_embedding)
+        expect_size("num_filters", num_filters)
+        expect_size("num_interactions", num_interactions)
+        expect_size("num_gaussians", num_gaussians)
         self.interaction_graph = RadiusInteractionGraph(cutoff)
         self.cutoff = float(cutoff)
         self.embedding = nn.Linear(1, dim_embedding) if embedding is None else embedding
@@ -302,48 +318,42 @@ class SchNet(nn.Module):
             TypeError, ValueError: for bad input, or two atoms in one place.
         """
         batch_size, _ = get_batch_dimensions(batch)
-        self._expect_type_and_device(z, pos)
+        expect_like(next(self.readout.parameters()), z, pos)
         z = spread_atomic_numbers(z, batch, batch_size)  # (B, 1) or (N, 1) -> (N, 1)
-        edge_index, d_ij = self._edges_in_range(pos, batch)  # (2, E), (E,)
-        energy_i = self.atomic_energies(z.to(pos.dtype), edge_index, d_ij)  # (N, 1)
+        edge_index, d_ij = self.interaction_graph(pos, batch)  # (2, E), (E,)
+        energy_i = self.energy_per_atom(z, edge_index, d_ij)  # (N, 1)
         return energy_i.new_zeros(batch_size, 1).index_add(0, batch, energy_i)  # (N, 1) -> (B, 1)
 
-    def atomic_energies(self, z: Tensor, edge_index: Tensor, d_ij: Tensor) -> Tensor:
+    def energy_per_atom(self, z: Tensor, edge_index: Tensor, d_ij: Tensor) -> Tensor:
         """Return the energy of each atom, (N, 1), from z (N, 1), edges (2, E), lengths (E,)."""
-        x = self.embedding(z)  # (N, 1) -> (N, F)
+        d_ij = d_ij.clamp(max=self.cutoff)  # C(r_c) = 0, but PyG's cosine rises again beyond
+        x = self.embedding(z.to(d_ij.dtype))  # (N, 1) -> (N, F)
         shape = len(z), self.readout[0].in_features
-        _expect(x.shape == shape, "embedding", f"a module that returns {shape}", tuple(x.shape))
+        expect(x.shape == shape, "embedding", f"a module that returns {shape}", tuple(x.shape))
         e_ij = self.radial_expansion.expand(d_ij)  # (E,) -> (E, K)
         for interaction in self.interactions:
             x = x + interaction(x, edge_index, d_ij, e_ij)  # (N, F)
         return self.readout(x)  # (N, F) -> (N, 1)
 
-    def _edges_in_range(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-        edge_index, d_ij = self.interaction_graph(pos, batch)
-        near = d_ij < self.cutoff  # PyG's cosine rises again beyond r_c: those edges must go
-        return (edge_index, d_ij) if near.all() else (edge_index[:, near], d_ij[near])
-
-    def _expect_type_and_device(self, z: Tensor, pos: Tensor) -> None:
-        weight = next(self.readout.parameters())
-        dtype, device = weight.dtype, weight.device
-        for name, tensor in (("z", z), ("pos", pos)):
-            _expect_tensor(name, tensor)
-            _expect(tensor.device == device, name, f"device {device} as the model", tensor.device)
-        _expect(pos.dtype == dtype, "pos", f"dtype {dtype} as the model", pos.dtype, TypeError)
+    def atomic_energies(self, z: Tensor, edges: Any) -> Tensor:
+        """Return the same from edges with an `index`, (2, E), and a `vector` r_j − r_i, (E, 3)."""
+        d_ij = torch.linalg.vector_norm(edges.vector, dim=1)  # (E, 3) -> (E,)
+        return self.energy_per_atom(z, edges.index, d_ij)
 
 
 def _expect_same_cutoff(model: SchNet, _: object) -> None:
     last = float(model.radial_expansion.mu[-1])
     ok = len(model.radial_expansion.mu) == 1 or math.isclose(last, model.cutoff, rel_tol=1e-3)
-    _expect(ok, "state_dict", f"weights for cutoff {model.cutoff}", f"weights for {last}")
+    expect(ok, "state_dict", f"weights for cutoff {model.cutoff}", f"weights for {last}")
 
 
 def use_figure_style() -> None:
     """Set matplotlib to the style of all figures, and notebooks to show them as vector graphics."""
-    from matplotlib_inline.backend_inline import set_matplotlib_formats
-
     plt.rcParams.update(FIGURE_STYLE)
-    set_matplotlib_formats("svg", metadata={"Date": None})  # no time stamp: equal bytes
+    with contextlib.suppress(ImportError):  # where there are no notebooks
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("svg", metadata={"Date": None})  # no time stamp: equal bytes
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> object:
@@ -354,14 +364,19 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> o
     return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
 
 
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` write a file that is then renamed to `path`: it is there whole, or as before."""
+    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+    write(unfinished)
+    os.replace(unfinished, path)
+
+
 def save_figure(fig: Figure, name: str) -> Path:
     """Write `figures/<name>`, an SVG, below the working directory, whole or not at all."""
     path = Path("figures", name)
-    _expect(path.suffix == ".svg", "name", "a file name that ends in .svg", name)
+    expect(path.suffix == ".svg", "name", "a file name that ends in .svg", name)
     path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-    fig.savefig(unfinished, metadata={"Date": None})
-    os.replace(unfinished, path)
+    write_whole(path, lambda unfinished: fig.savefig(unfinished, metadata={"Date": None}))
     return path
 
 
@@ -381,13 +396,13 @@ def visualize_graph(
         ValueError: for other shapes, edges to atoms that do not exist, or axes that do not.
     """
     n = len(positions)
-    _expect(positions.shape == (n, 3), "positions", "shape (n, 3)", tuple(positions.shape))
+    expect(positions.shape == (n, 3), "positions", "shape (n, 3)", tuple(positions.shape))
     edges_ok = edge_index.ndim == 2 and len(edge_index) == 2
-    _expect(edges_ok, "edge_index", "shape (2, E)", tuple(edge_index.shape))
+    expect(edges_ok, "edge_index", "shape (2, E)", tuple(edge_index.shape))
     known = (edge_index >= 0) & (edge_index < n)
-    _expect(known.all(), "edge_index", f"atoms 0 to {n - 1}", edge_index)
+    expect(known.all(), "edge_index", f"atoms 0 to {n - 1}", edge_index)
     axes_ok = dim_1 != dim_2 and {dim_1, dim_2} <= {0, 1, 2}
-    _expect(axes_ok, "dim_1, dim_2", "two of the axes 0, 1, 2", (dim_1, dim_2))
+    expect(axes_ok, "dim_1, dim_2", "two of the axes 0, 1, 2", (dim_1, dim_2))
     ax = plt.subplots()[1] if ax is None else ax
     positions, edge_index = positions.detach().cpu(), edge_index.cpu()
     points = positions[:, [dim_1, dim_2]].numpy()

@@ -19,18 +19,21 @@ import numpy as np
 import torch
 
 from fake_data import lattice_sites
-from md.command import main as train
-from md.dynamics import State, langevin_baoab, lennard_jones, maxwell_boltzmann, run, start
-from md.training import write_json
+from molnets import checkpoint
+from molnets.command import run as molnets
+from molnets.dynamics import State, langevin_baoab, lennard_jones, maxwell_boltzmann, run, start
+from molnets.training.trainer import write_json
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SCHNET_DATA", ROOT.parent / "shared" / "data"))
 SEEDS = (0, 1, 2)
 UNITS = {"ethanol": ("meV", "meV/Å", 1000.0), "cluster": ("10⁻³ ε", "10⁻³ ε/σ", 1000.0)}
 FLAGS = {
-    "ethanol": ["--minutes=28.5", "--gamma=4", "--rho-energy=0.05", "--num-validation=30"],
-    "cluster": ["--minutes=5", "--batch-size=20", "--lr=0.003", "--cutoff=4",
-                "--dim-embedding=32", "--num-filters=32", "--num-interactions=2", "--rho-energy=1"],
+    "ethanol": ["--minutes=28.5", "--gamma=4", "--rho-energy=0.05", "--num-validation=30",
+                "--energy-unit=eV", "--length-unit=Å"],
+    "cluster": ["--energy-unit=ε", "--length-unit=σ", "--minutes=5", "--batch-size=20",
+                "--lr=0.003", "--cutoff=4", "--dim-embedding=32", "--num-filters=32",
+                "--num-interactions=2", "--rho-energy=1"],
 }  # fmt: skip
 
 
@@ -87,12 +90,12 @@ def main() -> None:
             continue
         out = options.runs / name
         if not (out / "metrics.json").exists():
-            train([str(data), "--out", str(out), *FLAGS[name]])
+            molnets(["train", str(data), "--out", str(out), *FLAGS[name]])
         metrics = json.loads((out / "metrics.json").read_text())
         with np.load(data, allow_pickle=False) as arrays:
             force_rms = float(np.sqrt((arrays["F"][arrays["split"] == 1] ** 2).mean()))
         rows.append(row(name, metrics, force_rms))
-        commands.append(f"python -m md.training {data.name} --out {name} {' '.join(FLAGS[name])}")
+        commands.append(f"molnets train {data.name} --out {name} {' '.join(FLAGS[name])}")
         threads = metrics["threads"]
         slim(out / "best.pt", Path(__file__).with_name(f"{name}.pt"))
         write_json(metrics, Path(__file__).with_name(f"{name}.json"))
@@ -106,10 +109,9 @@ def main() -> None:
     options.out.write_text("\n".join(lines) + "\n")
 
 
-def slim(checkpoint: Path, path: Path) -> None:
+def slim(trained: Path, path: Path) -> None:
     """Write the part of a checkpoint that a calculator needs."""
-    state = torch.load(checkpoint, weights_only=True)
-    torch.save({key: state[key] for key in ("sizes", "settings", "model", "dtype")}, path)
+    checkpoint.save(checkpoint.load(trained), path)
 
 
 def engines(data: Path, runs: Path, epochs: int = 200) -> list[str]:
@@ -123,7 +125,7 @@ def engines(data: Path, runs: Path, epochs: int = 200) -> list[str]:
             out = runs / "engines" / f"{engine}{seed}"
             if not (out / "metrics.json").exists():
                 chosen = [f"--engine={engine}", f"--seed={seed}"]
-                train([str(data), "--out", str(out), *chosen, *flags])
+                molnets(["train", str(data), "--out", str(out), *chosen, *flags])
             metrics = json.loads((out / "metrics.json").read_text())
             forces.append(f"{1000 * metrics['test_force_mae']:.2f}")
             energies.append(f"{1000 * metrics['test_energy_mae']:.2f}")

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from benchmarks.engines import CASES, atoms_of
 from fake_data import lattice_sites
-from md.analysis import energy_drift
-from md.dynamics import (
+from molnets import checkpoint
+from molnets.dynamics import (
     State,
+    energy_drift,
     langevin_baoab,
     lennard_jones,
     maxwell_boltzmann,
@@ -20,9 +21,9 @@ from md.dynamics import (
     start,
     velocity_verlet,
 )
-from md.potential import Standardized, by_autograd, energy_and_forces
-from md.spline import tabulated
-from md.training import Sizes, load_model
+from molnets.networks.schnet import Sizes
+from molnets.potential import Potential, by_autograd, energy_and_forces
+from molnets.tables import tabulated
 
 HERE = Path(__file__).parent
 AMU = 103.64269  # eV fs² / Å²
@@ -31,7 +32,7 @@ K_B = 8.617333e-5  # eV / K
 
 def frames_of_ethanol() -> tuple[Tensor, Tensor]:
     """Return z (9,) and 200 frames of the network's own dynamics at 300 K, (200, 9, 3)."""
-    ethanol = _replicas(tabulated(load_model(HERE / "ethanol.pt")), 20)
+    ethanol = _replicas(tabulated(checkpoint.load(HERE / "ethanol.pt")), 20)
     generator = torch.Generator().manual_seed(1)
 
     def step(state: State) -> State:
@@ -41,7 +42,7 @@ def frames_of_ethanol() -> tuple[Tensor, Tensor]:
     return ethanol[2], frames.positions.reshape(-1, 9, 3)
 
 
-def _replicas(model: Standardized, num: int) -> tuple:
+def _replicas(model: Potential, num: int) -> tuple:
     """Return a force field in the network's dtype, and states at 300 K, float64."""
     from ase.build import molecule
 
@@ -77,7 +78,7 @@ def frames_of_cluster() -> Tensor:
     return frames.positions.reshape(-1, 7, 3)
 
 
-def force_errors(model: Standardized, z: Tensor, pos: Tensor) -> dict[str, float]:
+def force_errors(model: Potential, z: Tensor, pos: Tensor) -> dict[str, float]:
     """Return the largest deviation from the forces of the plain network in float64, by their RMS.
 
     The exact forces are those at the positions as float32 has them.
@@ -95,7 +96,7 @@ def force_errors(model: Standardized, z: Tensor, pos: Tensor) -> dict[str, float
     }
 
 
-def drift(model: Standardized) -> dict[str, float]:
+def drift(model: Potential) -> dict[str, float]:
     """Return what becomes of the energy in 10 ps of velocity Verlet, 0.5 fs a step, 8 replicas."""
     force_fn, state, _ = _replicas(model, 8)
 
@@ -113,13 +114,13 @@ def drift(model: Standardized) -> dict[str, float]:
 def accuracy() -> dict[str, dict]:
     """Return errors of forces for trained and random weights, and drift with tables and without."""
     z, ethanol = frames_of_ethanol()
-    errors = {"ethanol, trained": force_errors(load_model(HERE / "ethanol.pt"), z, ethanol)}
-    cluster = load_model(HERE / "cluster.pt")
+    errors = {"ethanol, trained": force_errors(checkpoint.load(HERE / "ethanol.pt"), z, ethanol)}
+    cluster = checkpoint.load(HERE / "cluster.pt")
     errors["cluster, trained"] = force_errors(cluster, torch.ones(7), frames_of_cluster())
     for case in (CASES[1], CASES[3]):
         torch.manual_seed(0)
         sizes = Sizes(case.num_features, case.num_features, case.num_blocks, case.num_gaussians)
         z, pos, _ = atoms_of(case._replace(num_samples=1))
-        errors[f"{case.name}, random"] = force_errors(Standardized(sizes.build()), z, pos[None])
-    model = load_model(HERE / "ethanol.pt")
+        errors[f"{case.name}, random"] = force_errors(Potential(sizes.build()), z, pos[None])
+    model = checkpoint.load(HERE / "ethanol.pt")
     return {"forces": errors, "drift": {"plain": drift(model), "tables": drift(tabulated(model))}}

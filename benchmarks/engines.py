@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch_cluster import radius_graph
 from torch_geometric.nn import SchNet as PyGSchNet
 
-from md.data import Batch
-from md.potential import Standardized, by_autograd
-from md.spline import SplineSchNet
-from md.training import Settings, loss_of, make_engine
-from schnet_helpers import ElementEmbedding, RadiusInteractionGraph, SchNet
+from molnets.edges import Edges, Graph
+from molnets.potential import Potential, by_autograd
+from molnets.tables import SplineSchNet
+from molnets.training import Batch, loss_of, make_engine
+from schnet_helpers import ElementEmbedding, SchNet
 
+RHO = 0.01, 1.0  # weights of energies and forces in the loss
 DENSITY = 0.9  # atoms in a cube whose edge is 1, for bulk; the cutoff 2.5 then holds about 59
 WORKER = Path(__file__).with_name("schnetpack_worker.py")
 
@@ -113,7 +114,7 @@ class System:
         z, pos, batch = self.atoms
         exact = same_weights(self.peer, case).double()
         self.energy, self.forces = by_autograd(exact, z, pos.double(), batch)
-        self.edges, _ = RadiusInteractionGraph(case.cutoff)(pos, batch)
+        self.edges = Graph(case.cutoff).edges(pos, batch)
         self.target = Batch(z, pos, batch, self.energy, self.forces.float())
 
     def error_of(self, forces: Tensor) -> float:
@@ -151,9 +152,9 @@ def pyg(system: System) -> Engine:
     peer = system.peer
 
     def step() -> None:
-        peer.edge_index = system.edges
+        peer.edge_index = system.edges.index
         energy, forces = by_autograd(peer, *system.atoms, create_graph=True)
-        loss_of(energy, forces, system.target, Settings()).backward()
+        loss_of(energy, forces, system.target, *RHO).backward()
         peer.edge_index = None
 
     return Engine(lambda: by_autograd(peer, *system.atoms), step)
@@ -182,13 +183,19 @@ def tables(system: System) -> Engine:
     return Engine(lambda: model.energy_and_forces(*system.atoms), _step_of("spline", system))
 
 
+def call_of_tables(system: System) -> Engine:
+    """Return the same energies and forces by what everyone writes: a call, and autograd."""
+    model = SplineSchNet(system.plain)
+    return Engine(lambda: by_autograd(model, *system.atoms), _step_of("spline", system))
+
+
 def _step_of(name: str, system: System) -> Callable[[], None]:
-    engine = make_engine(name, Standardized(system.plain))
-    batch, offset = system.target, torch.zeros(system.edges.shape[1], 3)
+    engine = make_engine(name, Potential(system.plain))
+    target, edges = system.target, Edges(*(x.detach() for x in system.edges))
 
     def step() -> None:
-        energy, forces = engine(*batch[:3], system.edges, offset, len(batch.energies))
-        loss_of(energy, forces, batch, Settings()).backward()
+        energy, forces = engine(target.z, target.batch, edges)
+        loss_of(energy, forces, target, *RHO).backward()
 
     return step
 
@@ -202,7 +209,7 @@ class SchNetPack(Engine):
             z, pos, batch = system.atoms
             torch.save({
                 "case": system.case._asdict(), "weights": system.peer.schnet.state_dict(),
-                "z": z.view(-1), "pos": pos, "batch": batch, "edges": system.edges,
+                "z": z.view(-1), "pos": pos, "batch": batch, "edges": system.edges.index,
                 "energy": system.energy.float(), "forces": system.target.forces,
             }, path)  # fmt: skip
             self.process = subprocess.Popen(

@@ -43,16 +43,17 @@ from benchmarks.engines import (
     SchNetPack,
     System,
     atoms_of,
+    call_of_tables,
     compiled,
     pyg,
     same_weights,
     tables,
 )
-from benchmarks.peers_page import draw, page, speed_table
-from md.neighbors import PeriodicGraph
-from md.potential import energy_and_forces
-from md.spline import SplineSchNet
-from md.training import write_json
+from benchmarks.peers_page import call_table, draw, page, speed_table
+from molnets.edges import Graph
+from molnets.potential import Potential, energy_and_forces
+from molnets.tables import SplineSchNet, tabulated
+from molnets.training.trainer import write_json
 
 ROUNDS = 6
 SIZES = {"PyG": (100, 1000, 8000), "tables": (100, 1000, 8000, 64_000, 1_000_000)}
@@ -86,9 +87,13 @@ def measure(case: Case, seconds: float, quick: bool, schnetpack: Path | None) ->
         engines["SchNetPack"] = SchNetPack(system, schnetpack)
     errors = {name: system.error_of(engine.forces()) for name, engine in engines.items()}
     result = {
-        "case": case.name, "edges": system.edges.shape[1], "force_error": errors,
+        "case": case.name, "edges": len(system.edges.vector), "force_error": errors,
         "inference": medians(engines, "inference", seconds),
-        "multiply_adds": multiply_adds(case, system.edges.shape[1]),
+        "call": medians(
+            {"energy_and_forces": engines["tables"], "call": call_of_tables(system)},
+            "inference", seconds / 2,
+        ),
+        "multiply_adds": multiply_adds(case, len(system.edges.vector)),
     }  # fmt: skip
     if not (quick and case.num_atoms > 1000):  # PyG needs ten seconds for such a step
         result["training"] = medians(engines, "training", seconds)
@@ -128,10 +133,9 @@ def moving(case: Case, seconds: float) -> dict[str, float]:
     velocities = torch.randn_like(start)
     peer = PyG(case)
     models = {"PyG": peer}
-    for name, skin in (("tables, list with a skin", SKIN), ("tables, new list", None)):
-        models[name] = SplineSchNet(same_weights(peer, case))
-        if skin is not None:
-            models[name].interaction_graph = PeriodicGraph(case.cutoff, skin)
+    for name, skin in (("tables, list with a skin", SKIN), ("tables, new list", 0.0)):
+        graph = Graph(case.cutoff, skin)
+        models[name] = tabulated(Potential(same_weights(peer, case), graph=graph))
     speeds = {}
     for name, model in models.items():
         energy_and_forces(model, z, start, batch)
@@ -231,7 +235,8 @@ def main() -> None:
         numbers["speed"].append(measure(case, seconds, options.quick, options.schnetpack))
         save()
     if options.quick:
-        print("\n".join(speed_table(numbers["speed"])), numbers["machine"], sep="\n")
+        lines = [*speed_table(numbers["speed"]), *call_table(numbers["speed"])]
+        print("\n".join(lines), numbers["machine"], sep="\n")
     else:
         options.out.write_text(page(numbers))
         draw(numbers["sizes"], options.out.with_suffix(".svg"))

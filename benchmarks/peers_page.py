@@ -47,6 +47,16 @@ def speed_table(results: list[dict]) -> list[str]:
     return lines
 
 
+def call_table(results: list[dict]) -> list[str]:
+    """Return the table of the call with autograd beside `energy_and_forces`."""
+    rows = []
+    for r in results:
+        fast, call = r["call"]["energy_and_forces"], r["call"]["call"]
+        rows.append([r["case"], _ms(fast), _ms(call), f"{call / fast:.2f}"])
+    head = ["tables", "`energy_and_forces`", "call and `torch.autograd.grad`", "ratio"]
+    return table(head, rows)
+
+
 def page(numbers: dict) -> str:
     """Return the page peers.md."""
     speed, sizes, steps = numbers["speed"], numbers["sizes"], numbers["steps"]
@@ -57,6 +67,7 @@ def page(numbers: dict) -> str:
         "The time for energies and forces includes the search for the graph, except SchNetPack's,",
         "to which it is given; training steps are given it. A dash: torch cannot compile it.",
         "",
+        *call_table(speed),
         "![time and memory against the number of atoms](peers.svg)",
         "",
     ]

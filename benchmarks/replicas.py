@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from fake_data import lattice_sites
-from md.dynamics import (
+from molnets.dynamics import (
     ForceFn,
     State,
     langevin_baoab,

@@ -1,4 +1,4 @@
-"""The contract that every energy model of this project keeps.
+"""The contracts that every energy model and every potential of this project keep.
 
 A test file subclasses `EnergyModelContract` and says how to make the model:
 
@@ -6,8 +6,11 @@ A test file subclasses `EnergyModelContract` and says how to make the model:
         def make_model(self) -> nn.Module: ...
         def reach_further(self, model, factor) -> None: ...
 
-Everything runs in float64 on a batch of two different molecules, neither planar nor centred, with
-`rtol = 0`; energies are of order 1. Each "is equal" has a control that the quantity can differ.
+or `PotentialContract`, which knows how a `Potential` reaches further, and asks more of it.
+
+Everything runs in float64, on a batch of two different molecules, neither planar nor centred, and
+on samples in cells that differ in shape and periodicity, with `rtol = 0`; energies are of order 1.
+Each "is equal" has a control that the quantity can differ.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+
+from molnets.edges import Edges, Graph
+from molnets.potential import energy_and_forces
 
 ATOL = 1e-11
 WATER = ([8, 1, 1], [[0.1, 0.2, 1.0], [0.9, 0.4, 0.5], [-0.6, 0.9, 0.8]])
@@ -186,3 +192,201 @@ class EnergyModelContract:
         (energy.square().sum() + force.square().sum()).backward()
         silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
         assert silent == []
+
+
+def crystals() -> tuple[Tensor, ...]:
+    """Return z (10, 1), pos (10, 3), batch (10,), cells (4, 3, 3) and pbc (4, 3).
+
+    Water in a triclinic cell, some of its atoms outside; one atom among its images, the cell
+    left-handed; formaldehyde on a slab, the vector across without a meaning; and CO, not periodic.
+    """
+    z, pos, batch = molecules()
+    cells = torch.tensor(
+        [
+            [[3.1, 0.2, 0.0], [0.6, 2.8, 0.3], [-0.4, 0.5, 3.3]],
+            [[0.0, 1.9, 0.1], [2.1, 0.0, 0.2], [0.3, 0.0, 1.8]],
+            [[3.4, 0.3, 0.2], [7.0, 1.0, 2.0], [0.1, -0.2, 3.7]],
+            [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]],
+        ],
+        dtype=torch.float64,
+    )
+    pos[1] += 2 * cells[0, 0] - cells[0, 2]
+    alone = torch.tensor([[0.3, -5.0, 4.0]], dtype=torch.float64)
+    pos = torch.cat([pos[:3], alone, pos[3:], pos[3:5]])
+    z = torch.cat([z[:3], torch.tensor([[6]]), z[3:], z[3:5]])
+    batch = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 3, 3])
+    pbc = torch.tensor([[True] * 3, [True] * 3, [True, False, True], [False] * 3])
+    return z, pos, batch, cells, pbc
+
+
+def strained(x: Tensor, strain: Tensor) -> Tensor:
+    """Return x (1 + ε), for rows of x (n, 3) or (n, k, 3), each with its own strain (n, 3, 3)."""
+    stretch = torch.eye(3, dtype=x.dtype) + strain
+    return x @ stretch if x.ndim == 3 else (x.unsqueeze(1) @ stretch).squeeze(1)
+
+
+def by_strain(model: nn.Module, z, pos, batch, cells, pbc) -> tuple[Tensor, Tensor, Tensor]:
+    """Return energies, −∂E/∂r and ∂E/∂ε by a backward pass through positions and cells."""
+    strain = torch.zeros(len(cells), 3, 3, dtype=pos.dtype, requires_grad=True)
+    pos = pos.detach().requires_grad_()
+    moved = strained(pos, strain[batch]), batch, strained(cells, strain), pbc
+    energy = model(z, *moved)
+    gradient, virial = torch.autograd.grad(energy.sum(), (pos, strain))
+    return energy.detach(), -gradient, virial
+
+
+class Shuffled:
+    """A graph whose edges come in another order every time."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def edges(self, *args: object) -> Edges:
+        index, vector = self.graph.edges(*args)
+        order = torch.randperm(len(vector))
+        return Edges(index[:, order], vector[order])
+
+
+class PotentialContract(EnergyModelContract):
+    """What holds for a `Potential` besides, in cells of any kind."""
+
+    def reach_further(self, model, factor):
+        model.graph = Graph(factor * model.cutoff)
+
+    def test_energies_forces_and_virials_are_those_of_autograd(self, model):
+        atoms = crystals()
+        expected = by_strain(model, *atoms)
+        results = model.energy_forces_virial(*atoms)
+        for actual, wanted in zip(results, expected, strict=True):
+            assert_equal(actual, wanted)
+            assert not actual.requires_grad
+        for actual, wanted in zip(energy_and_forces(model, *atoms), expected[:2], strict=True):
+            assert_equal(actual, wanted)
+            assert not actual.requires_grad
+        with torch.no_grad():
+            assert_equal(model(*atoms), expected[0])
+            assert_equal(model.energy_forces_virial(*atoms)[2], expected[2])
+        _, force, virial = results  # control: nothing is zero or as it is for another sample
+        assert (force[[0, 1, 2, 4, 5, 6, 7, 8, 9]].abs().amax(dim=1) > 1e-3).all()
+        assert (virial.abs().amax(dim=(1, 2)) > 1e-3).all()
+        assert (virial[:3, 0, 1].abs() > 1e-5).all()
+        different = (virial[:, None] - virial[None]).abs().amax(dim=(2, 3))  # (4, 4)
+        assert different[~torch.eye(4, dtype=torch.bool)].min() > 1e-3
+
+    def test_virials_are_finite_differences(self, model):
+        z, pos, batch, cells, pbc = crystals()
+        virial = model.energy_forces_virial(z, pos, batch, cells, pbc)[2]
+        step = 1e-5
+        for a in range(3):
+            for b in range(3):
+                strain = torch.zeros(4, 3, 3, dtype=torch.float64)
+                strain[:, a, b] = step
+                up, down = (
+                    model(z, strained(pos, e[batch]), batch, strained(cells, e), pbc).detach()
+                    for e in (strain, -strain)
+                )
+                assert_equal(virial[:, a, b], ((up - down) / (2 * step)).squeeze(1), atol=1e-7)
+
+    def test_each_crystal_alone_is_what_it_is_in_the_batch(self, model):
+        z, pos, batch, cells, pbc = crystals()
+        energy, force, virial = model.energy_forces_virial(z, pos, batch, cells, pbc)
+        energy_i = model.atomic_energies(z, pos, batch, cells, pbc)
+        for sample in range(4):
+            own = batch == sample
+            alone = z[own], pos[own], torch.zeros_like(batch[own]), cells[sample, None], pbc[sample]
+            results = model.energy_forces_virial(*alone)
+            together = energy[sample, None], force[own], virial[sample, None]
+            for actual, wanted in zip(results, together, strict=True):
+                assert_equal(actual, wanted)
+            assert_equal(model.atomic_energies(*alone), energy_i[own])
+        bare = z[8:], pos[8:], torch.tensor([0, 0])  # the last sample is not periodic
+        for actual, wanted in zip(model.energy_forces_virial(*bare), together, strict=True):
+            assert_equal(actual, wanted)
+        images = model.energy_forces_virial(*bare, cells[:1])  # control: images do count
+        assert (images[0] - energy[3]).abs() > 1e-3
+
+    def test_energies_of_atoms_sum_to_the_energy_and_follow_permutations(self, model):
+        z, pos, batch, cells, pbc = crystals()
+        energy_i = model.atomic_energies(z, pos, batch, cells, pbc)
+        assert energy_i.shape == (10, 1)
+        assert energy_i.dtype == torch.float64
+        energy = model(z, pos, batch, cells, pbc)
+        assert_equal(torch.zeros(4, 1).double().index_add(0, batch, energy_i), energy)
+        order = torch.tensor([2, 0, 1, 3, 6, 4, 7, 5, 9, 8])
+        permuted = model.atomic_energies(z[order], pos[order], batch, cells, pbc)
+        assert_equal(permuted, energy_i[order])
+        assert (permuted - energy_i).abs().max() > 1e-3
+
+    def test_images_of_atoms_and_crystals_that_are_moved_are_the_same(self, model):
+        z, pos, batch, cells, pbc = crystals()
+        expected = model.energy_forces_virial(z, pos, batch, cells, pbc)
+        images = torch.randint(-2, 3, (10, 1, 3)).double() * pbc[batch].unsqueeze(1)
+        shift = torch.tensor([[3.0, -1.0, 2.0]]).double()
+        moved = pos + (images @ cells[batch]).squeeze(1) + shift
+        for actual, wanted in zip(
+            model.energy_forces_virial(z, moved, batch, cells, pbc), expected, strict=True
+        ):
+            assert_equal(actual, wanted)
+        apart = pos.clone()
+        apart[4] += cells[2, 1]  # control: the vector across the slab is no period
+        assert (model(z, apart, batch, cells, pbc) - expected[0])[2].abs() > 1e-3
+
+    def test_a_doubled_cell_has_twice_the_energy_and_virial(self, model):
+        z, pos, batch, cells, _ = crystals()
+        z, pos, batch, cells = z[:3], pos[:3], batch[:3], cells[:1]
+        energy, force, virial = model.energy_forces_virial(z, pos, batch, cells)
+        for k in range(3):
+            both = torch.cat([pos, pos + cells[0, k]])
+            double = cells.clone()
+            double[0, k] *= 2
+            results = model.energy_forces_virial(z.repeat(2, 1), both, batch.repeat(2), double)
+            expected = 2 * energy, force.repeat(2, 1), 2 * virial
+            for actual, wanted in zip(results, expected, strict=True):
+                assert_equal(actual, wanted)
+
+    def test_edges_beyond_the_cutoff_change_nothing(self, model):
+        atoms = crystals()
+        expected = model.energy_forces_virial(*atoms)
+        energy_i = model.atomic_energies(*atoms)
+        before = len(model.graph.edges(*atoms[1:]).vector)
+        self.reach_further(model, 1.5)
+        assert len(model.graph.edges(*atoms[1:]).vector) > 2 * before
+        for actual, wanted in zip(model.energy_forces_virial(*atoms), expected, strict=True):
+            assert_equal(actual, wanted)
+        assert_equal(model.atomic_energies(*atoms), energy_i)
+
+    def test_edges_in_any_order(self, model):
+        atoms = crystals()
+        expected = model.energy_forces_virial(*atoms)
+        model.graph = Shuffled(model.graph)
+        for actual, wanted in zip(model.energy_forces_virial(*atoms), expected, strict=True):
+            assert_equal(actual, wanted)
+
+    def test_a_skin_changes_nothing(self, model):
+        z, pos, batch, cells, pbc = crystals()
+        fresh, model.graph = model.graph, Graph(model.cutoff, skin=0.5)
+        for _ in range(3):
+            pos = pos + 0.02 * torch.randn_like(pos)
+            kept = model.energy_forces_virial(z, pos, batch, cells, pbc)
+            kept_graph, model.graph = model.graph, fresh
+            for actual, wanted in zip(
+                kept, model.energy_forces_virial(z, pos, batch, cells, pbc), strict=True
+            ):
+                assert_equal(actual, wanted)
+            model.graph = kept_graph
+        assert kept_graph.num_builds == 1
+
+    def test_a_loss_of_forces_has_the_gradients_of_the_slow_way(self, model):
+        z, pos, batch, cells, pbc = crystals()
+
+        def gradients(energy: Tensor, force: Tensor) -> list[Tensor]:
+            loss = energy.square().sum() + force.square().sum()
+            return torch.autograd.grad(loss, list(model.parameters()))
+
+        fast = gradients(*energy_and_forces(model, z, pos, batch, cells, pbc, create_graph=True))
+        pos.requires_grad_()
+        energy = model(z, pos, batch, cells, pbc)
+        force = -torch.autograd.grad(energy.sum(), pos, create_graph=True)[0]
+        for actual, wanted in zip(fast, gradients(energy, force), strict=True):
+            assert_equal(actual, wanted, atol=ATOL * (1 + float(wanted.abs().max())))
+            assert wanted.abs().max() > 1e-4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -29,6 +30,7 @@ from schnet_helpers import (
     save_figure,
     use_figure_style,
     visualize_graph,
+    write_whole,
 )
 
 
@@ -258,6 +260,44 @@ def test_energy_equals_pyg_with_the_same_weights(float64):
     z, pos, batch = molecules()
     expected = pyg_twin(model, 16, 24, 3, 12)(z.flatten(), pos, batch)
     torch.testing.assert_close(model(z, pos, batch), expected, rtol=1e-12, atol=0)
+
+
+class Edges(NamedTuple):
+    index: torch.Tensor
+    vector: torch.Tensor
+
+
+def test_energies_of_atoms_from_lengths_and_from_vectors():
+    torch.manual_seed(2)
+    model = SchNet(8, 12, 2, 10, cutoff=3.0).double()
+    z, pos, batch = molecules()
+    edge_index, d_ij = model.interaction_graph(pos, batch)
+    j, i = edge_index
+    energy_i = model.energy_per_atom(z, edge_index, d_ij)
+    assert energy_i.shape == (7, 1)
+    by_sample = torch.stack([energy_i[:3].sum(0), energy_i[3:].sum(0)])
+    assert_equal(by_sample, model(z, pos, batch))
+    of_vectors = model.atomic_energies(z, Edges(edge_index, pos[j] - pos[i]))
+    assert_equal(of_vectors, energy_i)
+
+
+def test_lengths_at_and_beyond_the_cutoff_count_for_nothing():
+    torch.manual_seed(2)
+    model = SchNet(8, 12, 2, 10, cutoff=3.0).double()
+    z, edge_index = torch.tensor([[8], [1]]), torch.tensor([[1, 0], [0, 1]])
+
+    def energy_and_slope(d: float) -> tuple[torch.Tensor, torch.Tensor]:
+        d_ij = torch.full((2,), d, dtype=torch.float64, requires_grad=True)
+        energy_i = model.energy_per_atom(z, edge_index, d_ij)
+        return energy_i.detach(), torch.autograd.grad(energy_i.sum(), d_ij)[0]
+
+    alone = model.energy_per_atom(z, edge_index[:, :0], torch.zeros(0).double()).detach()
+    for d in (3.0, 3.0001, 4.0, 6.0, 9.0):  # PyG's cosine is 1 again at twice the cutoff
+        energy_i, slope = energy_and_slope(d)
+        assert_equal(energy_i, alone)
+        assert_equal(slope, torch.zeros(2).double())
+    energy_i, slope = energy_and_slope(2.0)  # control
+    assert (energy_i - alone).abs().min() > 1e-5 and slope.abs().min() > 1e-5
 
 
 def test_atomic_numbers_per_sample_per_atom_flat_float_or_integer():
@@ -528,6 +568,24 @@ def test_save_figure_writes_whole_equal_files(figure, tmp_path, monkeypatch):
         ValueError, match=r"name: expected a file name that ends in \.svg, got a\.png"
     ):
         save_figure(fig, "a.png")
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+
+    def break_off(unfinished: Path) -> None:
+        unfinished.write_text("ha")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, break_off)
+    assert not path.exists()
+    write_whole(path, lambda unfinished: unfinished.write_text("first"))
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, break_off)
+    assert path.read_text() == "first"
+    write_whole(path, lambda unfinished: unfinished.write_text("second"))
+    assert path.read_text() == "second"
 
 
 def test_failed_save_leaves_the_old_figure(figure, tmp_path, monkeypatch):

@@ -1,0 +1,69 @@
+"""The command `molnets`.
+
+train.py   molnets train DATA --out DIR
+test.py    molnets test CHECKPOINT DATA
+md.py      molnets md CHECKPOINT START --out FILE
+info.py    molnets info CHECKPOINT
+table.py   tables in a terminal
+
+Each subcommand has `add_arguments(parser, arguments)` and `run(options)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import Any
+
+from molnets import __version__
+from molnets.options import Help
+
+SUBCOMMANDS = {
+    "train": "train a network on energies and forces",
+    "test": "errors of a trained network on a file of frames",
+    "md": "molecular dynamics with a trained network, by ASE",
+    "info": "what a checkpoint is and where it comes from",
+}
+
+
+def run(arguments: list[str]) -> Any:
+    """Run the command; return what the subcommand does.
+
+    Raises:
+        Exception: those of the subcommand.
+    """
+    options = _parser(arguments).parse_args(arguments)
+    return _room_of(options.subcommand).run(options)
+
+
+def main() -> None:
+    """Run the command with the arguments of the process; what is wrong is said in one line."""
+    try:
+        run(sys.argv[1:])
+    except (ArithmeticError, KeyError, OSError, TypeError, ValueError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else error  # its str is quoted
+        sys.exit(f"molnets: {' '.join(str(text).split())}")
+    except KeyboardInterrupt:
+        sys.exit("molnets: interrupted")
+
+
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="molnets", description="Networks for molecular energies and forces."
+    )
+    parser.add_argument("--version", action="version", version=f"molnets {__version__}")
+    rooms = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
+    for name, text in SUBCOMMANDS.items():
+        sub = rooms.add_parser(
+            name, help=text, description=text, formatter_class=Help, allow_abbrev=False
+        )
+        if name in arguments[:1]:  # only this one's modules are loaded
+            room = _room_of(name)
+            sub.description = room.DESCRIPTION
+            room.add_arguments(sub, arguments)
+    return parser
+
+
+def _room_of(name: str) -> Any:
+    return importlib.import_module(f"molnets.command.{name}")

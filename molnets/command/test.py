@@ -1,0 +1,91 @@
+"""molnets test: errors of a trained network on a file of frames, per split and per element."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from molnets import checkpoint
+from molnets.checkpoint import UNKNOWN
+from molnets.checks import expect
+from molnets.command.table import table
+from molnets.potential import Potential
+from molnets.training.data import Dataset, load
+from molnets.training.errors import evaluate, force_errors_by_element
+from molnets.training.trainer import write_json
+
+DESCRIPTION = (
+    "Print the errors of a trained network on a file of frames, for each split that the file has, "
+    "and for the forces on each element."
+)
+
+
+def add_arguments(parser: ArgumentParser, arguments: list[str]) -> None:
+    """Add the arguments of this subcommand."""
+    parser.add_argument("checkpoint", help="a file that `molnets train` wrote")
+    parser.add_argument("data", help="frames, as `molnets train` takes them, in the same units")
+    parser.add_argument("--json", type=Path, help="where the errors go as well")
+
+
+def run(options: Namespace) -> dict[str, Any]:
+    """Print the tables; return the errors by split, those of the elements among them.
+
+    Raises:
+        ValueError: if the frames hold elements that the network was not trained on, or are in
+            other units.
+    """
+    potential, data = checkpoint.load(options.checkpoint), load(options.data)
+    card = potential.card
+    known = set(card.elements) or set(data.z.tolist())
+    new = sorted(set(data.z.tolist()) - known)
+    names = [chemical_symbols[z] for z in sorted(known)]
+    expect(
+        not new, "data", f"elements of the training, {names}", [chemical_symbols[z] for z in new]
+    )
+    theirs, ours = (card.energy_unit, card.length_unit), (data.energy_unit, data.length_unit)
+    for name, expected, got in zip(("energies", "lengths"), theirs, ours, strict=True):
+        expect(UNKNOWN in (expected, got) or expected == got, "data", f"{name} in {expected}", got)
+    energy, force = (unit or "the data's units" for unit in card.units())
+    print(f"energies in {energy}, forces in {force}")
+    if card.fingerprint == data.fingerprint():
+        print("this is the file that the network was trained on; see its split")
+    results = {name: _errors(potential, data, frames) for name, frames in _splits(data).items()}
+    head = ("split", "frames", "energy MAE", "RMSE", "per atom MAE", "force MAE", "RMSE")
+    keys = ("energy_mae", "energy_rmse", "energy_per_atom_mae", "force_mae", "force_rmse")
+    rows = [(name, str(r["frames"]), *(f"{r[key]:.4g}" for key in keys))
+            for name, r in results.items()]  # fmt: skip
+    print("", table(head, rows), sep="\n")
+    elements = [(name, symbol, own) for name, r in results.items()
+                for symbol, own in r["elements"].items()]  # fmt: skip
+    rows = [(f"{name}, {symbol}", str(own["atoms"]), f"{own['force_mae']:.4g}",
+             f"{own['force_rmse']:.4g}") for name, symbol, own in elements]  # fmt: skip
+    print("", table(("split, element", "atoms", "force MAE", "RMSE"), rows), sep="\n")
+    if options.json:
+        write_json(results, options.json)
+    return results
+
+
+def _splits(data: Dataset) -> dict[str, Tensor]:
+    if data.split is None:
+        return {"all": torch.arange(len(data))}
+    names = {0: "train", 1: "test"}
+    return {names.get(number, str(number)): (data.split == number).nonzero().flatten()
+            for number in data.split.unique().tolist()}  # fmt: skip
+
+
+def _errors(potential: Potential, data: Dataset, frames: Tensor) -> dict[str, Any]:
+    errors, energies, forces = evaluate(potential, data, frames)
+    target = data.take(frames, torch.float64)
+    per_atom = (energies - target.energies).flatten().abs() / data.n_atoms[frames]
+    elements = force_errors_by_element(target.z, target.forces, forces)
+    return {
+        "frames": len(frames), **asdict(errors), "energy_per_atom_mae": float(per_atom.mean()),
+        "elements": {chemical_symbols[z]: {"atoms": n, "force_mae": mae, "force_rmse": rmse}
+                     for z, (n, mae, rmse) in elements.items()},
+    }  # fmt: skip

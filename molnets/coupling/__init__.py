@@ -1,0 +1,4 @@
+"""Engines that others wrote, driven by the models of this package.
+
+ase.py   a calculator for ASE
+"""

@@ -1,0 +1,37 @@
+"""Training on energies and forces.
+
+data.py      frames from files, their edges, and how they are split
+errors.py    the loss, and errors over all and by element
+engines.py   what gives energies and forces of a training step
+trainer.py   the loop, its settings, and its checkpoints
+"""
+
+from molnets.training.data import Batch, Dataset, check_units, load, split
+from molnets.training.engines import ENGINES, PlainForces, make_engine
+from molnets.training.errors import (
+    Errors,
+    Evaluation,
+    evaluate,
+    force_errors_by_element,
+    loss_of,
+)
+from molnets.training.trainer import Settings, Trainer, standardized
+
+__all__ = [
+    "ENGINES",
+    "Batch",
+    "Dataset",
+    "Errors",
+    "Evaluation",
+    "PlainForces",
+    "Settings",
+    "Trainer",
+    "check_units",
+    "evaluate",
+    "force_errors_by_element",
+    "load",
+    "loss_of",
+    "make_engine",
+    "split",
+    "standardized",
+]

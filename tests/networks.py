@@ -1,0 +1,27 @@
+"""Networks and atoms that several test files share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fake_data import fake_trajectory
+from schnet_helpers import ElementEmbedding, SchNet
+
+
+def schnet(
+    dtype: torch.dtype = torch.float64, cutoff: float = 2.5, gamma: float = 4.0, blocks: int = 2
+) -> SchNet:
+    torch.manual_seed(0)
+    model = SchNet(16, 12, blocks, 10, cutoff, gamma, embedding=ElementEmbedding(16))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model.to(dtype)
+
+
+def cluster(dtype: torch.dtype = torch.float64, n: int = 7) -> tuple[Tensor, Tensor, Tensor]:
+    """Return z, pos, batch of four different frames of a cluster of two elements."""
+    pos = fake_trajectory(4, n_atoms=n).positions.reshape(-1, 3).to(dtype)
+    z = torch.tensor([1, 6]).repeat(2 * n).view(-1, 1)
+    return z, pos, torch.arange(4).repeat_interleave(n)

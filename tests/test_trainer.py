@@ -1,0 +1,446 @@
+"""The training loop: what it learns, repeats, keeps and refuses; small, on a CPU, in seconds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from frames import SIZES, dataset, trainer_for
+
+from molnets import checkpoint
+from molnets.training import Dataset, Settings, Trainer, evaluate, loss_of, standardized
+
+
+@pytest.fixture
+def data() -> Dataset:
+    return dataset()
+
+
+# What it learns
+
+
+@pytest.mark.parametrize("rho_energy, rho_forces", [(1.0, 0.0), (0.0, 1.0), (0.01, 1.0)])
+def test_training_lowers_the_loss(data, tmp_path, rho_energy, rho_forces):
+    trainer = trainer_for(
+        data, tmp_path, epochs=40, batch_size=4, lr=5e-3, ema_decay=0.9,
+        rho_energy=rho_energy, rho_forces=rho_forces,
+    )  # fmt: skip
+    trainer.run(progress=False)
+    losses = [row["loss"] for row in trainer.history]
+    assert losses[-1] < 0.3 * losses[0]
+    assert trainer.history[-1]["epoch"] == 40
+    rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
+    assert [float(row["loss"]) for row in rows] == losses
+    assert [row["epoch"] for row in trainer.history] == list(range(1, 41))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 41))
+
+
+def test_standardization_starts_near_the_data(data):
+    torch.manual_seed(0)
+    model = standardized(SIZES, data, torch.arange(16))
+    assert float(model.scale) == pytest.approx(float(data.forces[: 16 * 7].square().mean().sqrt()))
+    errors, *_ = evaluate(model, data, torch.arange(16))
+    assert errors.energy_mae < 20  # the offset of −100 is taken care of
+
+
+def test_standardization_knows_the_training_frames_alone(data):
+    frames = torch.tensor([1, 5, 6])
+    expected = standardized(SIZES, data, frames)
+    others = torch.tensor([frame for frame in range(24) if frame not in frames])
+    data.energies[others] += 1000
+    data.forces[data.atoms_of(others)] *= 10
+    again = standardized(SIZES, data, frames)
+    assert again.scale == expected.scale
+    assert torch.equal(again.element_energies, expected.element_energies)
+
+
+def test_scale_of_forces_that_are_all_zero_is_1(data):
+    data.forces = torch.zeros_like(data.forces)
+    assert standardized(SIZES, data, torch.arange(16)).scale == 1
+
+
+def test_one_step_equals_adamw_by_hand(data, tmp_path):
+    """One step of the plain engine, its average, and the loss in the history."""
+    settings = {"epochs": 1, "batch_size": 16, "lr": 0.01, "weight_decay": 0.1, "clip_norm": 0.5,
+                "ema_decay": 0.7, "rho_energy": 0.2, "engine": "plain"}  # fmt: skip
+    trainer, reference = (trainer_for(data, tmp_path, **settings) for _ in range(2))
+    trainer.run(progress=False)
+    potential = reference.potential
+    start = [weight.detach().clone() for weight in potential.parameters()]
+    target = data.take(torch.arange(16))
+    results = potential.energy_and_forces(*target[:3], create_graph=True)
+    loss = loss_of(*results, target, 0.2, 1.0)
+    gradients = torch.autograd.grad(loss, list(potential.parameters()))
+    norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+    assert norm > 0.5  # control: it is clipped
+    assert trainer.history[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for weight, average, w, g in zip(
+        trainer.weights, trainer.averages, start, gradients, strict=True
+    ):
+        g = 0.5 / norm * g
+        moved = w * (1 - 0.01 * 0.1) - 0.01 * g / (g.abs() + 1e-8)  # the first step of Adam
+        sure = g.abs() > 1e-5  # the sign of a gradient near zero is not
+        torch.testing.assert_close(weight.detach()[sure], moved[sure], rtol=1e-3, atol=1e-6)
+        expected = 0.7 * w + 0.3 * weight.detach()
+        torch.testing.assert_close(average.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 0.0])
+def test_gradients_are_clipped_where_they_are_to_be(data, tmp_path, clip_norm):
+    trainer = trainer_for(data, tmp_path, epochs=1, batch_size=4, clip_norm=clip_norm)
+    norms, step = [], trainer.optimizer.step
+
+    def spy() -> None:
+        squares = [float(weight.grad.square().sum()) for weight in trainer.weights]
+        norms.append(math.sqrt(sum(squares)))
+        step()
+
+    trainer.optimizer.step = spy
+    trainer.run(progress=False)
+    if clip_norm:
+        assert norms == pytest.approx([clip_norm] * 4, rel=1e-4)
+    else:
+        assert min(norms) > 0.5
+
+
+def test_learning_rate_falls_along_a_cosine(data, tmp_path):
+    trainer = trainer_for(data, tmp_path, epochs=3, batch_size=4, lr=0.01)
+    rates, step = [], trainer.optimizer.step
+
+    def spy() -> None:
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        step()
+
+    trainer.optimizer.step = spy
+    trainer.run(progress=False)
+    expected = [0.005 * (1 + math.cos(math.pi * k / 12)) for k in range(12)]
+    assert rates == pytest.approx(expected)
+
+
+def test_every_epoch_visits_the_frames_once_in_another_order(data, tmp_path, monkeypatch):
+    taken, take = [], data.take
+
+    def spy(frames, dtype=torch.float32):
+        taken.append(frames.tolist())
+        return take(frames, dtype)
+
+    trainer = trainer_for(data, tmp_path, epochs=2, batch_size=5)
+    monkeypatch.setattr(data, "take", spy)
+    monkeypatch.setattr("molnets.training.trainer.evaluate", lambda *_: evaluate_nothing())
+    trainer.run(progress=False)
+    assert [len(frames) for frames in taken] == [5] * 6  # 16 frames: one is left out
+    first, second = ([*chain(*taken[3 * epoch :][:3])] for epoch in range(2))
+    assert len(set(first)) == len(set(second)) == 15
+    assert set(first) | set(second) <= set(range(16))
+    assert first != second
+
+
+def evaluate_nothing():
+    class Nothing:
+        class errors:
+            energy_mae = force_mae = energy_rmse = force_rmse = 1.0
+
+    return Nothing
+
+
+def test_history_holds_the_errors_of_the_average_on_validation_frames(data, tmp_path):
+    trainer = trainer_for(data, tmp_path, epochs=2, batch_size=4, ema_decay=0.9)
+    trainer.run(progress=False)
+    errors = evaluate(trainer.ema, data, torch.arange(16, 20)).errors
+    row = trainer.history[-1]
+    assert (row["energy_mae"], row["force_mae"]) == (errors.energy_mae, errors.force_mae)
+    assert errors.force_mae != evaluate(trainer.potential, data, torch.arange(16, 20))[0].force_mae
+    assert errors.force_mae != evaluate(trainer.ema, data, torch.arange(20, 24))[0].force_mae
+
+
+def test_best_weights_are_those_of_the_best_epoch(data, tmp_path):
+    trainer = trainer_for(data, tmp_path, epochs=9, batch_size=4, lr=5e-3, ema_decay=0.9)
+    trainer.run_epoch()
+    first = trainer.best
+    trainer.run_epoch()
+    errors = evaluate(trainer.ema, data, trainer.validation).errors
+    score = 0.01 * errors.energy_rmse**2 + 3 * errors.force_rmse**2
+    assert trainer.best == pytest.approx(score) and trainer.best < first
+    best = [average.clone() for average in trainer.averages]
+    with torch.no_grad():
+        for weight in (*trainer.weights, *trainer.averages):
+            weight += 0.5 * torch.randn_like(weight)  # a step in the wrong direction
+    trainer.run_epoch()
+    kept, last = (checkpoint.load(tmp_path / name).parameters() for name in ("best.pt", "last.pt"))
+    assert all(torch.equal(a, b) for a, b in zip(best, kept, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(trainer.averages, last, strict=True))
+    assert (trainer.best, trainer.since_best) == (pytest.approx(score), 1)
+
+
+# What it repeats
+
+
+def test_resume_is_bit_identical(data, tmp_path):
+    settings = {"epochs": 6, "batch_size": 4, "seed": 3}
+    whole = trainer_for(data, tmp_path / "whole", **settings)
+    whole.run(progress=False)
+    broken = trainer_for(data, tmp_path / "broken", **settings)
+    for _ in range(3):
+        broken.run_epoch()
+    resumed = trainer_for(data, tmp_path / "broken", **settings)
+    resumed.resume(tmp_path / "broken" / "last.pt")
+    assert resumed.epoch == 3
+    resumed.run(progress=False)
+    for name, tensor in whole.potential.state_dict().items():
+        assert torch.equal(tensor, resumed.potential.state_dict()[name]), name
+    for name, tensor in whole.ema.state_dict().items():
+        assert torch.equal(tensor, resumed.ema.state_dict()[name]), name
+    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in whole.history]
+    assert strip == [{k: v for k, v in r.items() if k != "seconds"} for r in resumed.history]
+    assert [row["epoch"] for row in strip] == [1, 2, 3, 4, 5, 6]
+    assert (resumed.best, resumed.since_best) == (whole.best, whole.since_best)
+    seconds = [row["seconds"] for row in resumed.history]
+    assert seconds == sorted(seconds)
+    one, two = (checkpoint.load(tmp_path / name / "best.pt") for name in ("whole", "broken"))
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, two.state_dict()[name]), name
+    other = trainer_for(data, tmp_path / "other", **(settings | {"seed": 4}))
+    other.run(progress=False)
+    assert any((a != b).any() for a, b in zip(whole.weights, other.weights, strict=True))
+
+
+def test_resume_of_a_finished_run_changes_nothing(data, tmp_path):
+    settings = {"epochs": 2, "batch_size": 4}
+    done = trainer_for(data, tmp_path, **settings)
+    done.run(progress=False)
+    again = trainer_for(data, tmp_path, **settings)
+    again.resume(tmp_path / "last.pt")
+    again.run(progress=False)
+    assert again.history == done.history and again.epoch == 2
+    assert all(torch.equal(a, b) for a, b in zip(done.weights, again.weights, strict=True))
+
+
+def test_resume_with_other_settings_is_refused(data, tmp_path):
+    trainer_for(data, tmp_path, epochs=2, batch_size=4).run_epoch()
+    with pytest.raises(ValueError, match=r"^lr: expected that of .*last\.pt, 0\.001, got 1\.0"):
+        trainer_for(data, tmp_path, epochs=2, batch_size=4, lr=1.0).resume(tmp_path / "last.pt")
+    changes = {"epochs": 3, "seed": 1, "rho_forces": 0.5, "engine": "plain", "minutes": 1.0}
+    for name, value in changes.items():
+        other = trainer_for(data, tmp_path, **({"epochs": 2, "batch_size": 4} | {name: value}))
+        with pytest.raises(ValueError, match=f"^{name}: expected that of .*, got {value}"):
+            other.resume(tmp_path / "last.pt")
+
+
+def other_data(data: Dataset) -> Dataset:
+    data.forces[3, 1] += 1e-9
+    return data
+
+
+def without_an_element(data: Dataset) -> Dataset:
+    data.z[:] = 6
+    return data
+
+
+@pytest.mark.parametrize(
+    "change, sizes, message",
+    [
+        (other_data, SIZES, "fingerprint: expected that of .*last.pt, [0-9a-f]{16}, got"),
+        (without_an_element, SIZES, r"elements: expected that of .*last.pt, \[1, 6\], got \[6\]"),
+        (None, dataclasses.replace(SIZES, num_gaussians=9), "sizes: .*'num_gaussians': 9"),
+        (None, dataclasses.replace(SIZES, cutoff=1.9), "sizes: expected .*'cutoff': 2.0.* 1.9"),
+    ],
+)
+def test_resume_with_other_data_or_sizes_is_refused(data, tmp_path, change, sizes, message):
+    trainer_for(data, tmp_path, epochs=2, batch_size=4).run_epoch()
+    data = dataset() if change is None else change(dataset())
+    other = trainer_for(data, tmp_path, sizes, epochs=2, batch_size=4)
+    before = [weight.detach().clone() for weight in other.weights]
+    with pytest.raises(ValueError, match=message):
+        other.resume(tmp_path / "last.pt")
+    assert other.epoch == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, other.weights, strict=True))
+
+
+@pytest.mark.parametrize(
+    "train, validation, message",
+    [
+        (range(1, 17), range(17, 21), "train: expected the frames of .*last.pt, 16, got others"),
+        (range(16), range(18, 22), "validation: expected the frames of .*, 4, got others"),
+        (range(16), range(16, 21), "validation: expected the frames of .*, 4, got others"),
+        (range(12), range(16, 20), "num_frames: expected that of .*, 16, got 12"),
+    ],
+)
+def test_resume_with_another_split_is_refused(data, tmp_path, train, validation, message):
+    """Else frames that were trained on would choose the best weights, or test them."""
+    trainer_for(data, tmp_path, epochs=2, batch_size=4).run_epoch()
+    train, validation = torch.tensor(list(train)), torch.tensor(list(validation))
+    potential = standardized(SIZES, data, train)
+    settings = Settings(epochs=2, batch_size=4)
+    other = Trainer(potential, data, train, validation, settings, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        other.resume(tmp_path / "last.pt")
+
+
+def test_resume_in_another_precision_is_refused(data, tmp_path):
+    settings, frames = Settings(epochs=2, batch_size=4), torch.arange(20).split(16)
+    trainer_for(data, tmp_path, epochs=2, batch_size=4).run_epoch()
+    potential = standardized(SIZES, data, frames[0]).double()
+    other = Trainer(potential, data, *frames, settings, tmp_path)
+    with pytest.raises(ValueError, match=r"dtype: expected that of .*, float32, got float64"):
+        other.resume(tmp_path / "last.pt")
+
+
+def test_resume_needs_the_state_of_a_training(data, tmp_path):
+    trainer = trainer_for(data, tmp_path, epochs=2, batch_size=4)
+    trainer.run_epoch()
+    checkpoint.save(checkpoint.load(tmp_path / "last.pt"), tmp_path / "slim.pt")
+    for name in ("best.pt", "slim.pt"):
+        with pytest.raises(
+            ValueError, match=rf"path: expected .* training, last\.pt, got .*{name}"
+        ):
+            trainer.resume(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"path: expected a checkpoint, got .*nothing\.pt"):
+        trainer.resume(tmp_path / "nothing.pt")
+
+
+# What it keeps
+
+
+def test_checkpoint_gives_the_energies_of_the_data(data, tmp_path):
+    trainer = trainer_for(data, tmp_path, epochs=3, batch_size=4)
+    trainer.run(progress=False)
+    model = checkpoint.load(tmp_path / "last.pt")
+    _, energy, forces = evaluate(trainer.ema, data, torch.arange(4))
+    assert torch.equal(evaluate(model, data, torch.arange(4)).energies, energy)
+    assert torch.equal(evaluate(model, data, torch.arange(4)).forces, forces)
+    assert (energy + 100).abs().max() < 20
+    raw = evaluate(trainer.potential, data, torch.arange(4)).energies
+    assert not torch.equal(raw, energy)  # control: it is the average that is kept
+
+
+def interrupt_after(trainer: Trainer, num_steps: int, monkeypatch) -> None:
+    step, calls = trainer._step, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) > num_steps:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(trainer, "_step", interrupted)
+
+
+def test_interrupted_run_leaves_a_checkpoint(data, tmp_path, monkeypatch, capfd):
+    trainer = trainer_for(data, tmp_path, epochs=9, batch_size=4)
+    interrupt_after(trainer, 9, monkeypatch)  # in the third epoch
+    trainer.run(progress=False)
+    assert checkpoint.read(tmp_path / "last.pt")["epoch"] == 2
+    assert (
+        f"interrupted in epoch 2: the epochs before it are in {tmp_path}" in capfd.readouterr().out
+    )
+
+
+def test_interrupted_run_goes_on_as_if_there_had_been_no_break(data, tmp_path, monkeypatch):
+    settings = {"epochs": 4, "batch_size": 4}
+    whole = trainer_for(data, tmp_path / "whole", **settings)
+    whole.run(progress=False)
+    broken = trainer_for(data, tmp_path / "broken", **settings)
+    interrupt_after(broken, 10, monkeypatch)  # steps of the third epoch are lost
+    broken.run(progress=False)
+    resumed = trainer_for(data, tmp_path / "broken", **settings)
+    resumed.resume(tmp_path / "broken" / "last.pt")
+    resumed.run(progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(whole.averages, resumed.averages, strict=True))
+
+
+def test_run_interrupted_at_once_leaves_a_checkpoint_too(data, tmp_path, monkeypatch):
+    trainer = trainer_for(data, tmp_path, epochs=9, batch_size=4)
+    interrupt_after(trainer, 0, monkeypatch)
+    trainer.run(progress=False)
+    assert checkpoint.load(tmp_path / "best.pt").cutoff == SIZES.cutoff
+
+
+def test_nan_stops_with_the_batch_named(data, tmp_path):
+    trainer = trainer_for(data, tmp_path, epochs=9, batch_size=4)
+    with torch.no_grad():
+        trainer.weights[0][:] = torch.nan
+    message = r"the loss is nan in epoch 0, step 0, frames \[.*\]; no weights are kept"
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.run(progress=False)
+    trainer = trainer_for(data, tmp_path, epochs=9, batch_size=4)
+    trainer.run_epoch()
+    with torch.no_grad():
+        trainer.weights[0][:] = torch.nan
+    message = rf"in epoch 1, step 0, .*the weights of the epoch before are in {tmp_path}"
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.run_epoch()
+    assert (
+        evaluate(checkpoint.load(tmp_path / "last.pt"), data, torch.arange(4))[1].isfinite().all()
+    )
+
+
+def test_early_stopping(data, tmp_path):
+    trainer = trainer_for(data, tmp_path, epochs=50, batch_size=4, patience=2)
+    trainer.best = 0.0  # nothing can be better
+    trainer.run(progress=False)
+    assert trainer.epoch == 2
+
+
+def test_minutes_are_a_budget_that_also_pays_for_saving(data, tmp_path, monkeypatch):
+    now = [0.0]
+
+    def read_the_clock() -> float:
+        now[0] += 0.01  # every look at the clock takes ten milliseconds
+        return now[0]
+
+    monkeypatch.setattr("molnets.training.trainer.time.perf_counter", read_the_clock)
+    trainer = trainer_for(data, tmp_path, epochs=100_000, minutes=2 / 60, batch_size=4)
+    save = trainer.save
+
+    def slow_save(path: Path) -> None:
+        save(path)
+        now[0] += 0.03
+
+    monkeypatch.setattr(trainer, "save", slow_save)
+    trainer.run(progress=False)
+    assert 2 <= trainer.seconds <= now[0] < 2.4
+    assert trainer.optimizer.param_groups[0]["lr"] < 1e-4  # the schedule ends with the budget
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"batch_size": 17}, "batch_size: expected 1 to 16, the number of training frames, got 17"),
+        ({"batch_size": 0}, "batch_size: .* got 0"),
+        ({"epochs": 0}, "epochs: expected a positive integer, got 0"),
+        ({"epochs": -1}, "epochs: expected a positive integer, got -1"),
+        ({"minutes": -1.0}, "minutes: expected .*not negative, got -1"),
+        ({"minutes": math.nan}, "minutes: expected .*not negative, got nan"),
+        ({"lr": 0.0}, "lr: expected a positive finite number, got 0"),
+        ({"weight_decay": -0.1}, "weight_decay: expected .*not negative, got -0.1"),
+        ({"clip_norm": -1.0}, "clip_norm: expected .*not negative, got -1"),
+        ({"patience": -1}, "patience: expected .*not negative, got -1"),
+        ({"rho_energy": -0.1}, "rho_energy: expected .*not negative, got -0.1"),
+        ({"rho_forces": -0.1}, "rho_forces: expected .*not negative, got -0.1"),
+        ({"rho_energy": 0.0, "rho_forces": 0.0}, "rho_energy, rho_forces: expected one .*above 0"),
+        ({"ema_decay": 1.0}, "ema_decay: expected 0 or more, below 1, got 1.0"),
+        ({"engine": "fast"}, "engine: expected one of .*got 'fast'"),
+    ],
+)
+def test_bad_settings_are_named(data, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        trainer_for(data, tmp_path, **settings)
+
+
+def test_splits_and_folders_that_do_not_do(data, tmp_path):
+    potential, none = standardized(SIZES, data, torch.arange(16)), torch.arange(0)
+    with pytest.raises(ValueError, match="validation: expected at least one frame, got an empty"):
+        Trainer(potential, data, torch.arange(16), none, Settings(), tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"out: expected a folder, got .*file, which is a file"):
+        trainer_for(data, tmp_path / "file")
+    with pytest.raises(NotADirectoryError):
+        trainer_for(data, tmp_path / "file" / "run")
