@@ -9,13 +9,11 @@ Edges:  edge_index[0] = j sends, edge_index[1] = i receives (PyG's convention).
 
 from __future__ import annotations
 
-import contextlib
 import math
 import numbers
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -33,9 +31,8 @@ except (ImportError, OSError):  # OSError: a wheel that was built for another to
 MAX_PAIRS = 4_000_000  # candidate pairs held in memory at once by the search without torch_cluster
 SEARCH_MARGIN = 1e-4  # the k-d tree searches this much further, so its rounding decides nothing
 FIGURE_STYLE = {
-    "figure.constrained_layout.use": True,
-    **{"font.size": 9, "axes.titlesize": 9, "legend.frameon": False},
-    **{"axes.spines.top": False, "axes.spines.right": False},
+    **{"figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 9},
+    **{"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False},
     "svg.hashsalt": "schnet",  # equal figures are equal bytes
 }
 
@@ -99,8 +96,7 @@ def spread_atomic_numbers(z: Tensor, batch: Tensor, batch_size: int) -> Tensor:
     expected = f"shape {per_sample}, one per sample, or {per_atom}, one per atom"
     expect(shape in (per_sample, per_atom), "z", expected, tuple(z.shape))
     expect(z.isfinite().all(), "z", "finite atomic numbers", "NaN or infinity")
-    z = z.reshape(-1, 1)
-    return z if shape == per_atom else z[batch]
+    return z.reshape(-1, 1) if shape == per_atom else z.reshape(-1, 1)[batch]
 
 
 def expect_positions(pos: Tensor, batch: Tensor) -> None:
@@ -278,15 +274,10 @@ class SchNet(nn.Module):
     """
 
     def __init__(
-        self,
-        dim_embedding: int = 32,
-        num_filters: int = 32,
-        num_interactions: int = 2,
-        num_gaussians: int = 10,
-        cutoff: float = 5.0,
-        gamma: float = 4.0,
+        self, dim_embedding: int = 32, num_filters: int = 32, num_interactions: int = 2,
+        num_gaussians: int = 10, cutoff: float = 5.0, gamma: float = 4.0,
         embedding: nn.Module | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         expect_size("dim_embedding", dim_embedding)
         expect_size("num_filters", num_filters)
@@ -335,10 +326,10 @@ class SchNet(nn.Module):
             x = x + interaction(x, edge_index, d_ij, e_ij)  # (N, F)
         return self.readout(x)  # (N, F) -> (N, 1)
 
-    def atomic_energies(self, z: Tensor, edges: Any) -> Tensor:
-        """Return the same from edges with an `index`, (2, E), and a `vector` r_j − r_i, (E, 3)."""
-        d_ij = torch.linalg.vector_norm(edges.vector, dim=1)  # (E, 3) -> (E,)
-        return self.energy_per_atom(z, edges.index, d_ij)
+    def atomic_energies(self, z: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the same from edges: their index, (2, E), and vectors r_j − r_i, (E, 3)."""
+        edge_index, r_ij = edges
+        return self.energy_per_atom(z, edge_index, torch.linalg.vector_norm(r_ij, dim=1))
 
 
 def _expect_same_cutoff(model: SchNet, _: object) -> None:
@@ -349,11 +340,10 @@ def _expect_same_cutoff(model: SchNet, _: object) -> None:
 
 def use_figure_style() -> None:
     """Set matplotlib to the style of all figures, and notebooks to show them as vector graphics."""
-    plt.rcParams.update(FIGURE_STYLE)
-    with contextlib.suppress(ImportError):  # where there are no notebooks
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-        set_matplotlib_formats("svg", metadata={"Date": None})  # no time stamp: equal bytes
+    plt.rcParams.update(FIGURE_STYLE)
+    set_matplotlib_formats("svg", metadata={"Date": None})  # no time stamp: equal bytes
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> object:
@@ -364,19 +354,14 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> o
     return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` write a file that is then renamed to `path`: it is there whole, or as before."""
-    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-    write(unfinished)
-    os.replace(unfinished, path)
-
-
 def save_figure(fig: Figure, name: str) -> Path:
     """Write `figures/<name>`, an SVG, below the working directory, whole or not at all."""
     path = Path("figures", name)
     expect(path.suffix == ".svg", "name", "a file name that ends in .svg", name)
     path.parent.mkdir(exist_ok=True)
-    write_whole(path, lambda unfinished: fig.savefig(unfinished, metadata={"Date": None}))
+    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+    fig.savefig(unfinished, metadata={"Date": None})
+    os.replace(unfinished, path)
     return path
 
 
@@ -397,12 +382,12 @@ def visualize_graph(
     """
     n = len(positions)
     expect(positions.shape == (n, 3), "positions", "shape (n, 3)", tuple(positions.shape))
-    edges_ok = edge_index.ndim == 2 and len(edge_index) == 2
-    expect(edges_ok, "edge_index", "shape (2, E)", tuple(edge_index.shape))
+    shape = tuple(edge_index.shape)
+    expect(len(shape) == 2 == shape[0], "edge_index", "shape (2, E)", shape)
     known = (edge_index >= 0) & (edge_index < n)
     expect(known.all(), "edge_index", f"atoms 0 to {n - 1}", edge_index)
-    axes_ok = dim_1 != dim_2 and {dim_1, dim_2} <= {0, 1, 2}
-    expect(axes_ok, "dim_1, dim_2", "two of the axes 0, 1, 2", (dim_1, dim_2))
+    ok = dim_1 != dim_2 and {dim_1, dim_2} <= {0, 1, 2}
+    expect(ok, "dim_1, dim_2", "two of the axes 0, 1, 2", (dim_1, dim_2))
     ax = plt.subplots()[1] if ax is None else ax
     positions, edge_index = positions.detach().cpu(), edge_index.cpu()
     points = positions[:, [dim_1, dim_2]].numpy()

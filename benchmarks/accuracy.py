@@ -22,7 +22,7 @@ from fake_data import lattice_sites
 from molnets import checkpoint
 from molnets.command import run as molnets
 from molnets.dynamics import State, langevin_baoab, lennard_jones, maxwell_boltzmann, run, start
-from molnets.training.trainer import write_json
+from molnets.files import write_json
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SCHNET_DATA", ROOT.parent / "shared" / "data"))

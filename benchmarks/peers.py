@@ -51,9 +51,9 @@ from benchmarks.engines import (
 )
 from benchmarks.peers_page import call_table, draw, page, speed_table
 from molnets.edges import Graph
+from molnets.files import write_json
 from molnets.potential import Potential, energy_and_forces
 from molnets.tables import SplineSchNet, tabulated
-from molnets.training.trainer import write_json
 
 ROUNDS = 6
 SIZES = {"PyG": (100, 1000, 8000), "tables": (100, 1000, 8000, 64_000, 1_000_000)}

@@ -5,6 +5,7 @@ edges.py       edges with vectors, and the graph that finds them, open and perio
 potential.py   a network, its graph and the sum over atoms; forces, virial, units
 checkpoint.py  a trained model in a file, what it is, and where it comes from
 options.py     dataclasses as options of the command
+files.py       files that are there whole, or as they were
 networks/      the networks, and the registry that finds them by name
 tables/        the engine: filters read from tables, compiled
 training/      data, trainer, errors

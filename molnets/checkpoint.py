@@ -17,8 +17,8 @@ from ase.data import chemical_symbols
 
 from molnets import networks
 from molnets.checks import expect
+from molnets.files import write_whole
 from molnets.potential import Potential
-from schnet_helpers import write_whole
 
 FORMAT = 2  # files without a number are of the first kind, which knew nothing but SchNet
 UNKNOWN = "unknown"

@@ -17,6 +17,7 @@ from ase.build import bulk
 from ase.neighborlist import neighbor_list
 from contract import random_orthogonal
 from torch import Tensor
+from vesin import NeighborList
 
 import molnets.edges
 from fake_data import fake_batch, lattice_sites
@@ -457,13 +458,33 @@ def test_cells_far_smaller_than_the_cutoff_are_an_error(size):
 
 
 @every_search
-def test_far_from_the_origin_in_float32():
-    pos = torch.tensor([[0.0, 0.0, 0.0], [1.5, 0.0, 0.5], [-0.5, 2.0, 1.0]])
-    cells = torch.tensor([[[4.0, 0.5, 0.0], [0.0, 4.5, 0.0], [0.0, 0.0, 3.5]]])
+@pytest.mark.parametrize("dtype, atol", [(torch.float32, 0), (torch.float64, 1e-9)])
+def test_far_from_the_origin(dtype, atol):
+    pos = torch.tensor([[0.0, 0.0, 0.0], [1.5, 0.0, 0.5], [-0.5, 2.0, 1.0]], dtype=dtype)
+    cells = torch.tensor([[[4.0, 0.5, 0.0], [0.0, 4.5, 0.0], [0.0, 0.0, 3.5]]], dtype=dtype)
+    if dtype == torch.float64:
+        pos = pos + 0.01 * torch.arange(9).view(3, 3)  # digits that float32 would lose
     for pbc in (True, (True, False, False), False):
         expected = edges(Graph(3.2), pos, cells, pbc)
         assert len(expected) > 2
-        assert_same_edges(edges(Graph(3.2), pos + 2.0**20, cells, pbc), expected, atol=0)
+        assert_same_edges(edges(Graph(3.2), pos + 2.0**20, cells, pbc), expected, atol=atol)
+
+
+def test_an_atom_that_has_left_does_not_take_the_cell_list_from_the_others(monkeypatch):
+    """A comparison of all pairs would find the same, in time N²."""
+    calls = []
+
+    class Counted(NeighborList):
+        def compute(self, *args):
+            calls.append(len(args[0]))
+            return super().compute(*args)
+
+    monkeypatch.setattr(molnets.edges, "NeighborList", Counted)
+    pos, cells = gas(300, (12, 12, 12)), 12 * torch.eye(3).double().unsqueeze(0)
+    pos[7] += torch.tensor([1e7, -2e7, 3e7])
+    for pbc in (False, (True, True, False), (False, True, False)):
+        assert len(edges(Graph(4.0), pos, cells, pbc)) > 1000
+    assert calls == [300] * 3
 
 
 # The skin
@@ -593,22 +614,14 @@ def test_a_strain_of_the_cell_and_a_movement_are_both_counted():
         assert graph.num_builds == builds
 
 
-def test_float32_far_from_the_origin_does_not_keep_a_list_too_long():
-    """Where positions are known to 1/16 only, the cell must not decide about movements."""
-    torch.manual_seed(0)
-    cells, origin = 6 * torch.eye(3).unsqueeze(0), 2.0**20
-    missed = builds = 0
-    for _ in range(200):
-        graph = Graph(2.0, skin=0.5)
-        pos = origin + (6 * torch.rand(12, 3) * 16).round() / 16
-        edges(graph, pos, cells)
-        pos = pos + torch.randint(-3, 4, (12, 3)) / 16
-        changed = (1 + 1e-7 * torch.randn(3)).unsqueeze(1) * cells
-        fresh = edges(Graph(2.0), pos, changed)
-        missed += len(fresh) - len(edges(graph, pos, changed))
-        builds += graph.num_builds
-    assert missed == 0
-    assert 200 < builds <= 400
+def test_half_precision_keeps_a_list_while_the_cell_moves():
+    pos, cells = crystal()
+    graph = Graph(2.6, skin=0.6)
+    for strain in (1.0, 1.01, 0.99):
+        system = (strain * pos).half(), (strain * cells).half()
+        found, fresh = edges(graph, *system), edges(Graph(2.6), *system)
+        assert len(found) == len(fresh) > 100
+    assert graph.num_builds == 1
 
 
 def test_without_skin_any_movement_rebuilds_the_list():

@@ -30,7 +30,6 @@ from schnet_helpers import (
     save_figure,
     use_figure_style,
     visualize_graph,
-    write_whole,
 )
 
 
@@ -568,24 +567,6 @@ def test_save_figure_writes_whole_equal_files(figure, tmp_path, monkeypatch):
         ValueError, match=r"name: expected a file name that ends in \.svg, got a\.png"
     ):
         save_figure(fig, "a.png")
-
-
-def test_files_are_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.txt"
-
-    def break_off(unfinished: Path) -> None:
-        unfinished.write_text("ha")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, break_off)
-    assert not path.exists()
-    write_whole(path, lambda unfinished: unfinished.write_text("first"))
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, break_off)
-    assert path.read_text() == "first"
-    write_whole(path, lambda unfinished: unfinished.write_text("second"))
-    assert path.read_text() == "second"
 
 
 def test_failed_save_leaves_the_old_figure(figure, tmp_path, monkeypatch):

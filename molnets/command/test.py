@@ -15,10 +15,10 @@ from molnets import checkpoint
 from molnets.checkpoint import UNKNOWN
 from molnets.checks import expect
 from molnets.command.table import table
+from molnets.files import write_json
 from molnets.potential import Potential
 from molnets.training.data import Dataset, load
 from molnets.training.errors import evaluate, force_errors_by_element
-from molnets.training.trainer import write_json
 
 DESCRIPTION = (
     "Print the errors of a trained network on a file of frames, for each split that the file has, "

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from molnets import checkpoint
 from molnets.dynamics.figures import learning_curve_figure, parity_figure
+from molnets.files import write_json, write_whole
 from molnets.networks import NETWORKS, sizes_of
 from molnets.options import add_options, chosen
 from molnets.training.data import Dataset, check_units, load, split
 from molnets.training.engines import ENGINES
 from molnets.training.errors import evaluate
-from molnets.training.trainer import Settings, Trainer, standardized, write_json
-from schnet_helpers import use_figure_style, write_whole
+from molnets.training.trainer import Settings, Trainer, standardized
+from schnet_helpers import FIGURE_STYLE
 
 DESCRIPTION = (
     "Train a network on energies and forces. Writes best.pt, last.pt, metrics.json, history.csv "
@@ -104,7 +105,7 @@ def _expect_device(name: str) -> None:
 def report(trainer: Trainer, data: Dataset, test: Tensor) -> dict[str, Any]:
     """Test the best weights; write metrics.json and the figures, and the errors to best.pt."""
     matplotlib.use("Agg")
-    use_figure_style()
+    matplotlib.rcParams.update(FIGURE_STYLE)
     best, out = trainer.out / "best.pt", trainer.out
     potential = checkpoint.load(best)
     errors, energy, forces = evaluate(potential, data, test)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import copy
 import csv
-import json
 import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,13 +21,13 @@ from tqdm import tqdm
 from molnets import checkpoint, networks
 from molnets.checks import expect, expect_not_negative, expect_positive, expect_size
 from molnets.edges import Edges
+from molnets.files import write_whole
 from molnets.networks import Sizes
 from molnets.options import option
 from molnets.potential import Potential, fit_element_energies
 from molnets.training.data import Batch, Dataset
 from molnets.training.engines import make_engine
 from molnets.training.errors import Errors, dtype_and_device, evaluate, loss_of
-from schnet_helpers import write_whole
 
 NOT_NEGATIVE = ("minutes", "weight_decay", "rho_energy", "rho_forces", "clip_norm", "patience")
 SAME = ("network", "sizes", "elements", "num_frames", "fingerprint")  # of a run that goes on
@@ -279,9 +277,3 @@ def write_history(history: list[dict[str, float]], path: Path) -> None:
             writer.writerows(history)
 
     write_whole(path, write)
-
-
-def write_json(values: dict[str, Any], path: Path) -> None:
-    """Write values as JSON, whole or not at all."""
-    text = json.dumps(values, indent=2) + "\n"
-    write_whole(path, lambda unfinished: unfinished.write_text(text))
