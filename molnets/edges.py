@@ -226,6 +226,9 @@ def _search(
         own = slice(int(first[b]), int(first[b] + n_atoms[b]))
         boxes[b] = _in_a_box(x[own].cpu(), periodic[b].cpu(), pbc[b], reach)
         small[b] = _is_too_flat(boxes[b][1], reach)
+        most = int(n_atoms[b] * num_images[b]) if small[b] else 0
+        expected = f"at most {MOST_IMAGES} images of atoms within the cutoff of one"
+        expect(most <= MOST_IMAGES, "cells", expected, most)
     receivers = small[batch].nonzero().squeeze(1)
     parts: list[tuple[Tensor, Tensor]] = []
     pairs_of_atom = (n_atoms * num_images)[batch[receivers]]
