@@ -118,6 +118,18 @@ def of_atoms(atoms: Atoms) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @every_search
+@pytest.mark.parametrize("axes", list(itertools.permutations((5.0, 1.4, 0.5))))
+def test_cells_that_are_wider_one_way_than_the_other(axes):
+    """As many images each way as it takes: another number along each vector."""
+    torch.manual_seed(0)
+    cell = torch.diag(torch.tensor(axes)).double() + 0.05 * torch.rand(3, 3).double()
+    pos = torch.rand(4, 3).double() @ cell
+    expected = edges_by_loops(pos, cell, (True, True, True), 2.0)
+    assert_same_edges(edges(Graph(2.0), pos, cell.unsqueeze(0), True), expected)
+    assert len(expected) > 100
+
+
+@every_search
 @pytest.mark.parametrize("pbc", ALL_PBC)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_edges_equal_loops_over_images(shape, pbc):
