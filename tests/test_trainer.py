@@ -444,3 +444,11 @@ def test_splits_and_folders_that_do_not_do(data, tmp_path):
         trainer_for(data, tmp_path / "file")
     with pytest.raises(NotADirectoryError):
         trainer_for(data, tmp_path / "file" / "run")
+
+
+def test_averages_have_no_history(data, tmp_path):
+    """A history of theirs would grow with every step, and with it the time of a validation."""
+    trainer = trainer_for(data, tmp_path)
+    trainer.run_epoch()
+    assert all(x.grad_fn is None and not x.requires_grad for x in trainer.ema.parameters())
+    assert any((a != w).any() for a, w in zip(trainer.averages, trainer.weights, strict=True))

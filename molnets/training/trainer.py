@@ -216,7 +216,8 @@ class Trainer:
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.weights, self.settings.clip_norm)
         self.optimizer.step()
-        torch._foreach_lerp_(self.averages, self.weights, 1 - self.settings.ema_decay)
+        with torch.no_grad():  # or the averages would drag the graph of all steps along
+            torch._foreach_lerp_(self.averages, self.weights, 1 - self.settings.ema_decay)
         return loss.item()
 
     def _keep(self, errors: Errors, loss: float) -> None:
