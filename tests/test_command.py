@@ -795,3 +795,13 @@ def test_exit_status_and_standard_error(tmp_path):
     assert done.stdout == ""
     expected = "molnets: path: expected a checkpoint, got nothing.pt, where no file is"
     assert done.stderr.splitlines() == [expected]
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path):
+    data, out = tmp_path / "data.npz", tmp_path / "run"
+    np.savez(data, **arrays())
+    run(["train", str(data), "--out", str(out), *BRIEF])
+    before = (out / "last.pt").read_bytes()
+    with pytest.raises(FileExistsError, match="out: expected a new folder, or --resume to go on"):
+        run(["train", str(data), "--out", str(out), *BRIEF])
+    assert (out / "last.pt").read_bytes() == before

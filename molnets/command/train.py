@@ -71,6 +71,9 @@ def run(options: Namespace) -> dict[str, Any]:
         dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
         if options.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not options.resume and (options.out / "last.pt").exists():
+        expected = "a new folder, or --resume to go on"
+        raise FileExistsError(f"out: expected {expected}, got {options.out}, which holds a run")
     data = load(options.data)
     data.energy_unit = options.energy_unit or data.energy_unit
     data.length_unit = options.length_unit or data.length_unit
