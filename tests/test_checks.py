@@ -95,6 +95,15 @@ WRONG = [
         ValueError,
         "cells: expected independent vectors in periodic directions, got .* for sample 2",
     ),
+    (
+        lambda: expect_cells(
+            torch.tensor([[[1.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]),
+            torch.tensor([[True, True, False]]),
+            POS,
+        ),
+        ValueError,
+        r"cells: expected independent vectors .*, got \[\[1.0, 0.0, 0.0\], \[2.0, 0.0, 0.0\]\] for",
+    ),
     (lambda: as_cells([[1.0]], 2), TypeError, "cells: expected a tensor, got <class 'list'>"),
     (
         lambda: as_cells(torch.ones(2, 3, 3), 3),

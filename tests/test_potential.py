@@ -294,6 +294,30 @@ def test_a_network_is_wrapped_once_and_shares_its_weights():
     assert Potential(network, graph=graph).graph is graph
 
 
+@pytest.mark.parametrize("skin", [0.0, 0.3])
+@pytest.mark.parametrize("cutoff", [2.0, 4.0])
+def test_tables_see_the_edges_of_the_graph_that_they_are_given(cutoff, skin):
+    torch.manual_seed(0)
+    network, graph = small_schnet().double(), Graph(cutoff, skin)
+    model = Potential(network, 0.7, graph=graph)
+    for atoms in (crystals(), molecules()):
+        expected = model.energy_forces_virial(*atoms)
+        results = tabulated(model).energy_forces_virial(*atoms)
+        for actual, wanted in zip(results, expected, strict=True):
+            assert_equal(actual, wanted, atol=1e-7)
+        whole = Potential(network, 0.7)(*atoms)  # control: a short graph does hide atoms
+        assert ((whole - expected[0]).abs().max() > 1e-4) == (cutoff < 3.0)
+
+
+def test_cells_that_are_none_may_come_with_a_periodicity_that_is_none():
+    model, atoms = Potential(small_schnet().double()), molecules()
+    for same in (model, tabulated(model)):
+        expected = same(*atoms)
+        for pbc in (False, (False,) * 3, torch.zeros(3).bool(), torch.zeros(2, 3).bool()):
+            assert_equal(same(*atoms, None, pbc), expected, atol=0)
+            assert_equal(same.energy_forces_virial(*atoms, None, pbc)[0], expected.detach())
+
+
 def test_copies_keep_their_lists_apart():
     z, pos, batch, cells, pbc = crystals()
     model = Potential(small_schnet().double(), graph=Graph(3.0, skin=0.4))

@@ -177,7 +177,7 @@ class SplineSchNet(SchNet):
         ∂E/∂ε = Σ (dE/dd) r rᵀ / d over all pairs, r = d unit. Arguments and errors are those of a
         `Potential`; without a graph, isolated molecules are searched for edges in compiled code.
         """
-        system = System(z, pos.detach(), batch, graph, cells, pbc)
+        system = System(z, pos.detach().contiguous(), batch, graph, cells, pbc)
         atoms, order, edges, room = self._begin(system)
         weights, tables = self._compiled
         energy_i, force, pull, _ = passes.energies_and_forces(
@@ -218,7 +218,8 @@ class SplineSchNet(SchNet):
         """
         self._refresh()
         K = max(MIN_INTERVALS, self.num_intervals // 4)
-        atoms, order, edges, _ = self._begin(system, K)
+        fixed = system._replace(pos=system.pos.detach().contiguous())
+        atoms, order, edges, _ = self._begin(fixed, K)
         weights, spacing = self._compiled[0], self.cutoff / K
         filters = self._reader.filters(*expand_knots(self, K))
         tables, inner = passes.tabulate(filters, spacing)
@@ -241,7 +242,6 @@ class SplineSchNet(SchNet):
         """Return the checked atoms, an order of them, the edges in that order, and room."""
         threads = lists.use_threads_of_torch(len(system.pos))
         self._refresh()
-        system = system._replace(pos=system.pos.detach().contiguous())
         atoms = self._atoms_of(system.z, system.pos, system.batch)
         room, self._room = self._room, None  # a call from another thread makes its own
         if room is None or room[0].dtype != atoms.x.dtype:
