@@ -163,7 +163,7 @@ class Potential(nn.Module):
         """Return the energy of each atom, (N, 1), float64; the arguments are those of the call."""
         z, edges, _ = self._prepared(z, pos, batch, cells, pbc)
         energy_i = self.network.atomic_energies(z, edges)
-        return self.scale * energy_i.double() + self.element_energies[z.long()]
+        return self.scale * energy_i.double() + self._energies_of_elements(z)
 
     def energy_and_forces(
         self, z: Tensor, pos: Tensor, batch: Tensor, cells: Tensor | None = None,
@@ -213,8 +213,16 @@ class Potential(nn.Module):
     def in_units(self, energy: Tensor, z: Tensor, batch: Tensor) -> Tensor:
         """Return the energies, (B, 1), for the network's own ones, (B, 1); z is (N, 1)."""
         offset = self.scale.new_zeros(len(energy), 1)
-        offset = offset.index_add(0, batch, self.element_energies[z.long()].view(-1, 1))
+        offset = offset.index_add(0, batch, self._energies_of_elements(z))
         return self.scale * energy.double() + offset
+
+    def _energies_of_elements(self, z: Tensor) -> Tensor:
+        """Return e(Z_i), (N, 1); a number that names no element would name another one's row."""
+        index = z.long().view(-1, 1)
+        if not torch.compiler.is_compiling():
+            ok = (index == z.view(-1, 1)) & (index >= 0) & (index < NUM_ELEMENTS)
+            expect(ok.all(), "z", f"whole numbers from 0 to {NUM_ELEMENTS - 1}", z[~ok].tolist())
+        return self.element_energies[index[:, 0]].view(-1, 1)
 
     def _prepared(
         self, z: Tensor, pos: Tensor, batch: Tensor, cells: Tensor | None, pbc: object

@@ -413,3 +413,16 @@ def test_bad_input_names_the_argument(wrap, atoms, message):
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             call(*atoms)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 1.5, 119.0])
+@pytest.mark.parametrize("wrap", [lambda model: model, tabulated])
+def test_numbers_that_name_no_element_are_refused(wrong, wrap):
+    """The sheet's embedding takes any number; the table of element energies must not."""
+    model, (z, pos, batch) = wrap(Potential(SchNet().double())), molecules()
+    z = z.double()
+    assert model(z, pos, batch).isfinite().all()
+    z[2] = wrong
+    for way in (model, model.energy_and_forces, model.energy_forces_virial, model.atomic_energies):
+        with pytest.raises(ValueError, match=f"z: expected whole numbers from 0 to 118, .*{wrong}"):
+            way(z, pos, batch)
