@@ -61,8 +61,8 @@ def expect_positive(name: str, value: float) -> None:
     expect(ok, name, "a positive finite number", value)
 
 
-def get_batch_dimensions(batch: Tensor) -> tuple[int, Tensor]:
-    """Return the number of samples, B, and the number of atoms of each, (B,).
+def sample_sizes(batch: Tensor) -> Tensor:
+    """Return the number of atoms of each sample, (B,).
 
     Args:
         batch: the sample that each atom belongs to, (N,), int64, ascending from 0 without gaps.
@@ -78,8 +78,7 @@ def get_batch_dimensions(batch: Tensor) -> tuple[int, Tensor]:
     expect((steps >= 0).all(), "batch", "sample numbers in ascending order", batch)
     gapless = batch[0] == 0 and (steps <= 1).all()
     expect(gapless, "batch", "the samples 0, 1, 2, ... without gaps", batch)
-    n_atoms = batch.bincount()
-    return len(n_atoms), n_atoms
+    return batch.bincount()
 
 
 def spread_atomic_numbers(z: Tensor, batch: Tensor, batch_size: int) -> Tensor:
@@ -110,6 +109,11 @@ def expect_positions(pos: Tensor, batch: Tensor) -> None:
         expect(False, "pos", "finite numbers", f"{pos[atom].tolist()} for atom {atom}")
 
 
+def expect_features(x: Tensor, shape: tuple[int, int]) -> None:
+    """Expect as many rows and features of an embedding as there are atoms and inputs to come."""
+    expect(x.shape == shape, "embedding", f"a module that returns {shape}", tuple(x.shape))
+
+
 def expect_like(weight: Tensor, z: Tensor, pos: Tensor) -> None:
     """Expect atomic numbers and positions on the device of a weight, positions of its dtype."""
     dtype, device = weight.dtype, weight.device
@@ -117,6 +121,17 @@ def expect_like(weight: Tensor, z: Tensor, pos: Tensor) -> None:
         expect_tensor(name, tensor)
         expect(tensor.device == device, name, f"device {device} as the model", tensor.device)
     expect(pos.dtype == dtype, "pos", f"dtype {dtype} as the model", pos.dtype, TypeError)
+
+
+def checked_atoms(z: Tensor, pos: Tensor, batch: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an atomic number per atom, (N, 1), and the size of each sample, (B,), if all fits."""
+    n_atoms = sample_sizes(batch)
+    expect_like(weight, z, pos)
+    batch_is_odd = len(batch) != pos.numel() // 3 == z.numel()  # of three lengths
+    expected = f"shape {tuple(pos.shape[:1])} as z and pos"
+    expect(not batch_is_odd, "batch", expected, tuple(batch.shape))
+    expect_positions(pos, batch)
+    return spread_atomic_numbers(z, batch, len(n_atoms)), n_atoms
 
 
 class RadiusInteractionGraph(nn.Module):
@@ -151,31 +166,38 @@ class RadiusInteractionGraph(nn.Module):
         Raises:
             TypeError, ValueError: for bad input, two atoms in one place, more neighbours than said.
         """
-        _, n_atoms = get_batch_dimensions(batch)
+        n_atoms = sample_sizes(batch)
         expect_positions(pos, batch)
-        points = pos.detach().to(torch.promote_types(pos.dtype, torch.float32))
-        edge_index = _edges_within(points, batch, n_atoms, self.cutoff)
-        d_ij = _distances(pos, edge_index)  # (E,)
-        if (d_ij == 0).any():
-            pair = edge_index[:, d_ij == 0][:, 0].tolist()
-            raise ValueError(f"pos: expected distinct positions, got atoms {pair} in one place")
-        if (limit := self.max_num_neighbors) is not None:
-            most = int(edge_index[1].bincount(minlength=1).max())
-            expect(most <= limit, "max_num_neighbors", f"{most} or more for this graph", limit)
+        edge_index = edges_within(self.cutoff, pos.detach(), batch, n_atoms)  # (2, E)
+        j, i = edge_index
+        d_ij = torch.linalg.vector_norm(pos[j] - pos[i], dim=1)  # (E,)
+        expect_edges(edge_index, d_ij, self.max_num_neighbors)
         return edge_index, d_ij
 
 
-def _distances(pos: Tensor, edge_index: Tensor) -> Tensor:
-    j, i = edge_index
-    return torch.linalg.vector_norm(pos[j] - pos[i], dim=-1)
+def expect_edges(edge_index: Tensor, d_ij: Tensor, limit: int | None) -> None:
+    """Expect no two atoms in one place, and no atom with more neighbours than a limit."""
+    if (d_ij == 0).any():
+        pair = edge_index[:, d_ij == 0][:, 0].tolist()
+        raise ValueError(f"pos: expected distinct positions, got atoms {pair} in one place")
+    if limit is not None:
+        most = int(edge_index[1].bincount(minlength=1).max())
+        expect(most <= limit, "max_num_neighbors", f"{most} or more for this graph", limit)
 
 
-def _edges_within(pos: Tensor, batch: Tensor, n_atoms: Tensor, cutoff: float) -> Tensor:
+def edges_within(cutoff: float, pos: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:
+    """Return the directed edges, (2, E), shorter than the cutoff, within samples, none dropped."""
+    pos = pos.to(torch.promote_types(pos.dtype, torch.float32))
     if radius_graph is None or not pos.is_cpu:
         return _search_all_pairs(pos, n_atoms, cutoff)
     most = int(n_atoms.max())  # no atom has more neighbours than its sample has atoms
     edge_index = radius_graph(pos, cutoff * (1 + SEARCH_MARGIN), batch, max_num_neighbors=most)
     return edge_index[:, _distances(pos, edge_index) < cutoff]
+
+
+def _distances(pos: Tensor, edge_index: Tensor) -> Tensor:
+    j, i = edge_index
+    return torch.linalg.vector_norm(pos[j] - pos[i], dim=-1)
 
 
 def _search_all_pairs(pos: Tensor, n_atoms: Tensor, cutoff: float) -> Tensor:
@@ -230,12 +252,9 @@ class RadialExpansion(nn.Module):
     def __init__(self, gamma: float, mu: Tensor | Sequence[float]) -> None:
         super().__init__()
         expect_positive("gamma", gamma)
-        if not (isinstance(mu, Tensor) and mu.is_floating_point()):
-            mu = torch.as_tensor(mu, dtype=torch.get_default_dtype())
-        expect(mu.ndim == 1 and len(mu) > 0, "mu", "shape (K,), K > 0", tuple(mu.shape))
-        expect(mu.isfinite().all(), "mu", "finite centres", mu.tolist())
+        mu = as_centers(mu)  # (K,)
         self.register_buffer("gamma", torch.tensor(float(gamma), dtype=mu.dtype))
-        self.register_buffer("mu", mu.detach().clone())
+        self.register_buffer("mu", mu)
 
     def expand(self, d: Tensor) -> Tensor:
         """Return the K Gaussians of each distance: (...,) -> (..., K).
@@ -247,6 +266,15 @@ class RadialExpansion(nn.Module):
         return torch.exp(-self.gamma * (d.unsqueeze(-1) - self.mu) ** 2)
 
     forward = expand
+
+
+def as_centers(mu: Tensor | Sequence[float]) -> Tensor:
+    """Return centres as a tensor of their own, (K,); integers become floating-point numbers."""
+    if not (isinstance(mu, Tensor) and mu.is_floating_point()):
+        mu = torch.as_tensor(mu, dtype=torch.get_default_dtype())
+    expect(mu.ndim == 1 and len(mu) > 0, "mu", "shape (K,), K > 0", tuple(mu.shape))
+    expect(mu.isfinite().all(), "mu", "finite centres", mu.tolist())
+    return mu.detach().clone()
 
 
 class SchNet(nn.Module):
@@ -279,10 +307,8 @@ class SchNet(nn.Module):
         embedding: nn.Module | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        expect_size("dim_embedding", dim_embedding)
-        expect_size("num_filters", num_filters)
-        expect_size("num_interactions", num_interactions)
-        expect_size("num_gaussians", num_gaussians)
+        for name in ("dim_embedding", "num_filters", "num_interactions", "num_gaussians"):
+            expect_size(name, locals()[name])
         self.interaction_graph = RadiusInteractionGraph(cutoff)
         self.cutoff = float(cutoff)
         self.embedding = nn.Linear(1, dim_embedding) if embedding is None else embedding
@@ -308,23 +334,20 @@ class SchNet(nn.Module):
         Raises:
             TypeError, ValueError: for bad input, or two atoms in one place.
         """
-        batch_size, _ = get_batch_dimensions(batch)
-        expect_like(next(self.readout.parameters()), z, pos)
-        z = spread_atomic_numbers(z, batch, batch_size)  # (B, 1) or (N, 1) -> (N, 1)
-        edge_index, d_ij = self.interaction_graph(pos, batch)  # (2, E), (E,)
-        energy_i = self.energy_per_atom(z, edge_index, d_ij)  # (N, 1)
-        return energy_i.new_zeros(batch_size, 1).index_add(0, batch, energy_i)  # (N, 1) -> (B, 1)
+        z, n_atoms = checked_atoms(z, pos, batch, self.readout[0].weight)  # (N, 1), (B,)
+        edge_index, d_ij = self.interaction_graph(pos, batch)  # step 2: (2, E), (E,)
+        energy_i = self.energy_per_atom(z, edge_index, d_ij)  # steps 1, 3, 4, 5: (N, 1)
+        return energy_i.new_zeros(len(n_atoms), 1).index_add(0, batch, energy_i)  # -> (B, 1)
 
     def energy_per_atom(self, z: Tensor, edge_index: Tensor, d_ij: Tensor) -> Tensor:
         """Return the energy of each atom, (N, 1), from z (N, 1), edges (2, E), lengths (E,)."""
         d_ij = d_ij.clamp(max=self.cutoff)  # C(r_c) = 0, but PyG's cosine rises again beyond
-        x = self.embedding(z.to(d_ij.dtype))  # (N, 1) -> (N, F)
-        shape = len(z), self.readout[0].in_features
-        expect(x.shape == shape, "embedding", f"a module that returns {shape}", tuple(x.shape))
-        e_ij = self.radial_expansion.expand(d_ij)  # (E,) -> (E, K)
+        x = self.embedding(z.to(d_ij.dtype))  # step 1: (N, 1) -> (N, F)
+        expect_features(x, (len(z), self.readout[0].in_features))
+        e_ij = self.radial_expansion.expand(d_ij)  # step 3: (E,) -> (E, K)
         for interaction in self.interactions:
-            x = x + interaction(x, edge_index, d_ij, e_ij)  # (N, F)
-        return self.readout(x)  # (N, F) -> (N, 1)
+            x = x + interaction(x, edge_index, d_ij, e_ij)  # step 4: (N, F)
+        return self.readout(x)  # step 5: (N, F) -> (N, 1)
 
     def atomic_energies(self, z: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
         """Return the same from edges: their index, (2, E), and vectors r_j − r_i, (E, 3)."""

@@ -15,13 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from schnet_helpers import (
+    checked_atoms,
     expect,
     expect_like,
     expect_positions,
     expect_positive,
     expect_size,
     expect_tensor,
-    get_batch_dimensions,
+    sample_sizes,
     spread_atomic_numbers,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "as_array",
     "as_cells",
     "as_pbc",
+    "checked_atoms",
     "expect",
     "expect_cells",
     "expect_like",
@@ -39,7 +41,7 @@ __all__ = [
     "expect_replicas",
     "expect_size",
     "expect_tensor",
-    "get_batch_dimensions",
+    "sample_sizes",
     "spread_atomic_numbers",
 ]
 

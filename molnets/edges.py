@@ -29,7 +29,7 @@ from molnets.checks import (
     expect_positions,
     expect_positive,
     expect_tensor,
-    get_batch_dimensions,
+    sample_sizes,
 )
 from schnet_helpers import SEARCH_MARGIN
 
@@ -142,7 +142,7 @@ class Graph:
         self, pos: Tensor, batch: Tensor, cells: Tensor | None, pbc: object
     ) -> tuple[_List, Tensor | None]:
         """Build the list if it has to be; return it, and the cells of the samples that have any."""
-        batch_size, n_atoms = get_batch_dimensions(batch)
+        n_atoms = sample_sizes(batch)
         expect_positions(pos, batch)
         if cells is None:
             ok = pbc is None or not torch.as_tensor(pbc).any()
@@ -150,9 +150,9 @@ class Graph:
             pbc = None
         else:
             expect_tensor("cells", cells)
-            expected = f"shape ({batch_size}, 3, 3) as samples in batch"
-            expect(cells.shape == (batch_size, 3, 3), "cells", expected, tuple(cells.shape))
-            pbc = as_pbc(True if pbc is None else pbc, batch_size)
+            expected = f"shape ({len(n_atoms)}, 3, 3) as samples in batch"
+            expect(cells.shape == (len(n_atoms), 3, 3), "cells", expected, tuple(cells.shape))
+            pbc = as_pbc(True if pbc is None else pbc, len(n_atoms))
         x, fixed = pos.detach(), None if cells is None else cells.detach()
         if not self._holds_every_edge(x, batch, fixed, pbc):
             if fixed is not None:

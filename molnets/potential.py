@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from molnets.checks import (
+    checked_atoms,
     expect,
-    expect_like,
     expect_positive,
-    get_batch_dimensions,
+    sample_sizes,
     spread_atomic_numbers,
 )
 from molnets.edges import Edges, Graph
@@ -228,10 +228,8 @@ class Potential(nn.Module):
         self, z: Tensor, pos: Tensor, batch: Tensor, cells: Tensor | None, pbc: object
     ) -> tuple[Tensor, Edges, int]:
         """Return atomic numbers (N, 1), edges, and the number of samples."""
-        batch_size, _ = get_batch_dimensions(batch)
-        expect_like(next(self.network.parameters()), z, pos)
-        z = spread_atomic_numbers(z, batch, batch_size)
-        return z, self.graph.edges(pos, batch, cells, pbc), batch_size
+        z, n_atoms = checked_atoms(z, pos, batch, next(self.network.parameters()))
+        return z, self.graph.edges(pos, batch, cells, pbc), len(n_atoms)
 
     def _has_engine(self, pos: Tensor) -> bool:
         known = hasattr(self.network, "evaluate") and type(self.graph) is Graph
@@ -306,7 +304,7 @@ def fit_element_energies(z: Tensor, energies: Tensor, batch: Tensor) -> Tensor:
         energies: energies of the samples, (B, 1).
         batch: the sample that each atom belongs to, (N,).
     """
-    batch_size, _ = get_batch_dimensions(batch)
+    batch_size = len(sample_sizes(batch))
     elements = spread_atomic_numbers(z, batch, batch_size).long().flatten()
     counts = torch.zeros(batch_size, NUM_ELEMENTS, dtype=torch.float64)
     counts.index_put_((batch, elements), torch.ones(len(batch)).double(), accumulate=True)

@@ -39,7 +39,7 @@ def test_every_check_is_named_and_those_of_tensors_are_the_helpers_own():
     for name in checks.__all__:
         assert callable(getattr(checks, name))
     for name in ("expect", "expect_like", "expect_positions", "expect_positive", "expect_size",
-                 "expect_tensor", "get_batch_dimensions", "spread_atomic_numbers"):  # fmt: skip
+                 "expect_tensor", "sample_sizes", "spread_atomic_numbers"):  # fmt: skip
         assert getattr(checks, name) is getattr(schnet_helpers, name)
 
 

@@ -25,8 +25,8 @@ from schnet_helpers import (
     RadialExpansion,
     RadiusInteractionGraph,
     SchNet,
-    get_batch_dimensions,
     markdown_table,
+    sample_sizes,
     save_figure,
     use_figure_style,
     visualize_graph,
@@ -379,6 +379,10 @@ MODEL_ERRORS = [
     ("pos per frame", Z, POS.view(2, 7, 3), BATCH, r"pos: .*got \(2, 7, 3\)"),
     ("pos in a plane", Z, POS[:, :2], BATCH, r"pos: expected shape \(14, 3\), got \(14, 2\)"),
     ("pos shorter than batch", Z, POS[:13], BATCH, r"pos: expected shape \(14, 3\), got \(13, 3\)"),
+    ("batch shorter, z per sample", Z, POS, BATCH[:13], r"pos: expected shape \(13, 3\), got"),
+    ("batch shorter, z per atom", Z[BATCH], POS, BATCH[:13], r"batch: .*\(14,\) as z and pos.*13"),
+    ("z shorter, per atom", Z[BATCH][1:], POS, BATCH, r"z: .*\(2, 1\).*\(14, 1\).*got \(13, 1\)"),
+    ("pos shorter, z per atom", Z[BATCH], POS[:13], BATCH, r"pos: expected shape \(14, 3\)"),
     ("integer pos", Z, POS.long(), BATCH, "pos: .*torch.int64"),
     ("NaN in pos", Z, NAN_POS, BATCH, "pos: expected finite numbers, got .*nan.* for atom 9"),
     ("infinite pos", Z, POS / 0, BATCH, "pos: expected finite numbers"),
@@ -420,7 +424,15 @@ def test_bad_input_names_the_argument(search, what, z, pos, batch, message):
         SchNet()(z, pos, batch)
 
 
-NOT_OF_THE_GRAPH = ("z ", "scalar z", "boolean z", "NaN in z", "float64 pos", "pos on another")
+NOT_OF_THE_GRAPH = (
+    "z ",
+    "batch shorter, z per atom",
+    "scalar z",
+    "boolean z",
+    "NaN in z",
+    "float64 pos",
+    "pos on another",
+)
 GRAPH_ERRORS = [error for error in MODEL_ERRORS if not error[0].startswith(NOT_OF_THE_GRAPH)]
 GRAPH_ERRORS += [("another device", Z, POS.to("meta"), BATCH, "batch: expected device meta as pos")]
 
@@ -495,10 +507,8 @@ def test_compiled_model_gives_the_same_energy():
     )
 
 
-def test_batch_dimensions_count_samples_and_atoms():
-    batch_size, n_atoms = get_batch_dimensions(torch.tensor([0, 0, 0, 1, 2, 2]))
-    assert batch_size == 3
-    assert n_atoms.tolist() == [3, 1, 2]
+def test_sample_sizes_count_the_atoms_of_each():
+    assert sample_sizes(torch.tensor([0, 0, 0, 1, 2, 2])).tolist() == [3, 1, 2]
 
 
 # Drawing

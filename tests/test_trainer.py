@@ -86,8 +86,29 @@ def test_one_step_equals_adamw_by_hand(data, tmp_path):
         moved = w * (1 - 0.01 * 0.1) - 0.01 * g / (g.abs() + 1e-8)  # the first step of Adam
         sure = g.abs() > 1e-5  # the sign of a gradient near zero is not
         torch.testing.assert_close(weight.detach()[sure], moved[sure], rtol=1e-3, atol=1e-6)
-        expected = 0.7 * w + 0.3 * weight.detach()
+        expected = 0.1 * w + 0.9 * weight.detach()  # the average warms up: it starts at 1 / 10
         torch.testing.assert_close(average.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("ema_decay", [0.999, 0.2, 0.0])
+def test_average_warms_up_to_its_decay(data, tmp_path, ema_decay):
+    trainer = trainer_for(data, tmp_path, epochs=3, batch_size=8, ema_decay=ema_decay)
+    expected = [weight.detach().clone() for weight in trainer.weights]
+    inner, t = trainer.optimizer.step, 0
+
+    def step():  # average by hand what every step leaves
+        nonlocal t
+        inner()
+        decay = min(ema_decay, (1 + t) / (10 + t))
+        for average, weight in zip(expected, trainer.weights, strict=True):
+            average.mul_(decay).add_(weight.detach(), alpha=1 - decay)
+        t += 1
+
+    trainer.optimizer.step = step
+    trainer.run(progress=False)
+    assert t == 6
+    for average, hand in zip(trainer.averages, expected, strict=True):
+        torch.testing.assert_close(average.detach(), hand, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("clip_norm", [0.5, 0.0])

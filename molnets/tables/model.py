@@ -23,10 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from molnets.checks import (
+    checked_atoms,
     expect,
-    expect_like,
-    expect_positions,
-    get_batch_dimensions,
+    sample_sizes,
     spread_atomic_numbers,
 )
 from molnets.edges import Graph
@@ -163,7 +162,7 @@ class SplineSchNet(SchNet):
         z, pos, batch, graph, cells, pbc = system
         if graph is None:
             return SchNet.forward(self, z, pos, batch)
-        batch_size, _ = get_batch_dimensions(batch)
+        batch_size = len(sample_sizes(batch))
         z = spread_atomic_numbers(z, batch, batch_size)
         energy_i = self.atomic_energies(z, graph.edges(pos, batch, cells, pbc))
         return sum_over_atoms(energy_i, batch, batch_size)
@@ -256,11 +255,9 @@ class SplineSchNet(SchNet):
         if not (atoms and _same(z, atoms.z) and _same(batch, atoms.batch)
                 and pos.dtype == atoms.dtype and pos.shape == (len(batch), 3)
                 and lists.all_finite(pos.numpy())):  # fmt: skip
-            batch_size, n_atoms = get_batch_dimensions(batch)
-            expect_like(self.readout[0].weight, z, pos)
-            expect_positions(pos, batch)
+            per_atom, n_atoms = checked_atoms(z, pos, batch, self.readout[0].weight)
             with torch.no_grad():
-                x = self.embedding(spread_atomic_numbers(z, batch, batch_size).to(pos.dtype))
+                x = self.embedding(per_atom.to(pos.dtype))
             start = F.pad(n_atoms.cumsum(0), (1, 0)).numpy()
             atoms = _Atoms(z.clone(), batch.clone(), pos.dtype, x.contiguous().numpy(), start)
             if self._is_known_embedding():  # others may be random

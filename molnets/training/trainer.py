@@ -216,8 +216,10 @@ class Trainer:
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.weights, self.settings.clip_norm)
         self.optimizer.step()
+        t = self.epoch * self.steps_per_epoch + step
+        decay = min(self.settings.ema_decay, (1 + t) / (10 + t))  # or it would hold the start long
         with torch.no_grad():  # or the averages would drag the graph of all steps along
-            torch._foreach_lerp_(self.averages, self.weights, 1 - self.settings.ema_decay)
+            torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
         return loss.item()
 
     def _keep(self, errors: Errors, loss: float) -> None:

@@ -1,0 +1,88 @@
+"""SchNets that are wrong on purpose, and the faults that no test of errors sees.
+
+Each function takes a SchNet and breaks it in one way; the weights stay. `schnet_md.ipynb` measures
+which test sees which fault. Never put these on tables: those assume a sound network.
+
+Axes:   as in `schnet_helpers`; R replicas of n atoms in dynamics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn.models.schnet import CFConv
+
+from molnets.dynamics import ForceFn
+from schnet_helpers import SchNet
+
+
+class OwnFeatures(CFConv):
+    """A convolution in which an atom receives its own features: Σ_j x_i ∘ W(d_ij)."""
+
+    def message(self, x_i: Tensor, W: Tensor) -> Tensor:  # noqa: D102
+        return x_i * W
+
+
+class BareDistance(nn.Module):
+    """No expansion: the filter network gets the distance itself, (E,) -> (E, 1)."""
+
+    def __init__(self, like: nn.Module) -> None:
+        super().__init__()
+        self.register_buffer("gamma", like.gamma)
+        self.register_buffer("mu", like.mu)
+
+    def expand(self, d: Tensor) -> Tensor:  # noqa: D102
+        return d.unsqueeze(-1)
+
+
+def hard_cutoff(network: SchNet) -> SchNet:
+    """Take the cosine away: a neighbour is switched off at the cutoff, not faded out."""
+    for block in network.interactions:
+        block.conv.cutoff = 1e9  # ½ (cos(π d / 1e9) + 1) = 1
+    return network
+
+
+def own_features(network: SchNet) -> SchNet:
+    """Let each atom receive its own features instead of its neighbours'."""
+    for block in network.interactions:
+        conv = block.conv
+        wrong = OwnFeatures(
+            conv.lin1.in_features, conv.lin2.out_features, conv.lin1.out_features, conv.nn,
+            conv.cutoff,
+        )  # fmt: skip
+        wrong.load_state_dict(conv.state_dict())
+        block.conv = wrong
+    return network
+
+
+def no_expansion(network: SchNet) -> SchNet:
+    """Feed the filters with the distance itself; for a network of one Gaussian."""
+    network.radial_expansion = BareDistance(network.radial_expansion)
+    return network
+
+
+FAULTS: dict[str, Callable[[SchNet], SchNet]] = {
+    "sound": lambda network: network,
+    "hard cutoff": hard_cutoff,
+    "own features": own_features,
+    "no expansion": no_expansion,
+}
+
+
+def mixture(one: ForceFn, other: ForceFn, width: float = 0.3) -> ForceFn:
+    """Return forces that are no gradient: of two models, weighed by where the first atom is.
+
+    F = w F_1 + (1 − w) F_2 and E = w E_1 + (1 − w) E_2, w = ½ (1 + tanh(x / width)), x the first
+    coordinate of atom 0 from the centre of all. Both are as accurate as the models; but F lacks
+    (E_2 − E_1) ∇w, as every network that predicts forces directly lacks an energy.
+    """
+
+    def force_fn(pos: Tensor) -> tuple[Tensor, Tensor]:
+        x = pos[:, 0, 0] - pos[:, :, 0].mean(dim=1)  # (R,)
+        w = 0.5 * (1 + torch.tanh(x / width))
+        (E_1, F_1), (E_2, F_2) = one(pos), other(pos)
+        return w * E_1 + (1 - w) * E_2, w.view(-1, 1, 1) * F_1 + (1 - w).view(-1, 1, 1) * F_2
+
+    return force_fn
