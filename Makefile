@@ -1,7 +1,8 @@
 # make report   the sheet's notebook, executed, and its PDF    make notebook  open it in Jupyter
 # make md       the same for the notebook on dynamics          make lint, make clean
 # make test     all tests but the slow ones                    make test MARKS=  all tests
-# AUTHOR="…" MATRICULATION="…" COURSE="…" stand in the PDF in place of the notebook's metadata.
+# AUTHOR="…" MATRICULATION="…" COURSE="…" SHEET="…" DUE="…" stand in the PDF in place of the
+# notebook's metadata.
 # TORCH_CLUSTER=no sets up without compiling torch_cluster.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ MARKS ?= not slow
 NBCONVERT = $(BIN)/jupyter nbconvert --log-level=WARN
 FALLBACK = the graph is built without it, with the same edges
 
-export AUTHOR MATRICULATION COURSE
+export AUTHOR MATRICULATION COURSE SHEET DUE
 unexport VIRTUAL_ENV  # another environment may be active; IPython would warn of it
 
 .PHONY: report md test notebook lint clean
@@ -29,7 +30,8 @@ report md: $(READY)
 	  --ExecutePreprocessor.extra_arguments=--log-level=ERROR $(NAME).ipynb
 	@$(NBCONVERT) --to report.pdf_exporter.TypstPDFExporter --output-dir $(VENV) \
 	  --TypstPDFExporter.author="$$AUTHOR" --TypstPDFExporter.matriculation="$$MATRICULATION" \
-	  --TypstPDFExporter.course="$$COURSE" $(NAME).ipynb
+	  --TypstPDFExporter.course="$$COURSE" --TypstPDFExporter.sheet="$$SHEET" \
+	  --TypstPDFExporter.due="$$DUE" $(NAME).ipynb
 	@mv $(VENV)/$(NAME).pdf report/$(NAME).pdf
 	@echo "Written: report/$(NAME).pdf"
 

@@ -31,8 +31,10 @@ except (ImportError, OSError):  # OSError: a wheel that was built for another to
 MAX_PAIRS = 4_000_000  # candidate pairs held in memory at once by the search without torch_cluster
 SEARCH_MARGIN = 1e-4  # the k-d tree searches this much further, so its rounding decides nothing
 FIGURE_STYLE = {
-    **{"figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 9},
-    **{"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False},
+    **{"font.family": "STIXGeneral", "mathtext.fontset": "stix"},  # a serif, as the PDF's text
+    **{"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 9},
+    **{"figure.constrained_layout.use": True, "legend.frameon": False},
+    **{"axes.spines.top": False, "axes.spines.right": False},
     "svg.hashsalt": "schnet",  # equal figures are equal bytes
 }
 
@@ -53,6 +55,12 @@ def expect_tensor(name: str, value: Tensor) -> None:
 def expect_size(name: str, value: int) -> None:
     """Expect a positive integer."""
     expect(isinstance(value, numbers.Integral) and value > 0, name, "a positive integer", value)
+
+
+def expect_sizes(**sizes: int) -> None:
+    """Expect positive integers."""
+    for name, value in sizes.items():
+        expect_size(name, value)
 
 
 def expect_positive(name: str, value: float) -> None:
@@ -307,8 +315,8 @@ class SchNet(nn.Module):
         embedding: nn.Module | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        for name in ("dim_embedding", "num_filters", "num_interactions", "num_gaussians"):
-            expect_size(name, locals()[name])
+        expect_sizes(dim_embedding=dim_embedding, num_filters=num_filters,
+                     num_interactions=num_interactions, num_gaussians=num_gaussians)  # fmt: skip
         self.interaction_graph = RadiusInteractionGraph(cutoff)
         self.cutoff = float(cutoff)
         self.embedding = nn.Linear(1, dim_embedding) if embedding is None else embedding

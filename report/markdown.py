@@ -42,6 +42,10 @@ PARSE = mistune.Markdown(
     MathInlineParser(),
     [table, table_in_list, table_in_quote, strikethrough, url],
 )
+DISPLAYED = ("block_math", "latex_environment")
+# Numbers in a table: a minus that is no hyphen, and a power of ten instead of an e.
+MINUS = re.compile(r"(?<![\w.)])-(?=\d)")
+POWER = re.compile(r"(?<![\w.])([-−]?)(\d+(?:\.\d+)?)e([+-]?)0*(\d+)(?!\w)")
 LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 RULE = "#rule()\n\n"
 FRAME = 40  # lines that surely fit on one page
@@ -69,6 +73,25 @@ def code_call(function: str, arguments: str, code: str, language: str = "") -> s
     options = {"lang": quote(language)} if language else {}
     source = raw(code.strip("\n"), block="true", **options)
     return f"#{function}({arguments}{code.strip().count(chr(10)) + 1}, {source})\n\n"
+
+
+def typeset_numbers(text: str) -> str:
+    """The text of a table's cell as Typst: −7.2 with a true minus, 3.7e-04 as 3.7 · 10⁻⁴."""
+    found, end = "", 0
+    for match in POWER.finditer(text):
+        sign, digits, minus, power = match.groups()
+        found += _literal(text[end : match.start()])
+        number = f"{'−' if sign else ''}{digits}"
+        is_zero = float(digits) == 0
+        found += _literal("0" if is_zero else number if power == "0" else f"{number} · 10")
+        if not is_zero and power != "0":
+            found += f"#super[#{quote(('−' if minus == '-' else '') + power)}]"
+        end = match.end()
+    return found + _literal(text[end:])
+
+
+def _literal(text: str) -> str:
+    return f"#{quote(MINUS.sub('−', text))}" if text else ""
 
 
 class Report:
@@ -110,6 +133,7 @@ class Block:
     alt: str = ""
     caption: Block | None = None
     above: bool = False  # the caption stands above
+    keep: bool = False  # on the page of the next block
 
 
 def framed(blocks: list[Block]) -> list[Block]:
@@ -129,6 +153,7 @@ class Markdown:
 
     def __init__(self, report: Report, cell: int, attachments: dict[str, Any]) -> None:
         self.report, self.cell, self.attachments = report, cell, attachments
+        self.in_table = False
 
     def _fail(self, message: str) -> NoReturn:
         self.report.fail(self.cell, message)
@@ -142,7 +167,14 @@ class Markdown:
             source,
             flags=re.M,
         )
-        found = [block for token in PARSE(safe) for block in self._block(token)]
+        tokens = [token for token in PARSE(safe) if token["type"] != "blank_line"]
+        found: list[Block] = []
+        for token in tokens:
+            parts = token["children"][:1] if token["type"] == "paragraph" else [token]
+            is_formula = parts[0]["type"] in DISPLAYED
+            if is_formula and found and found[-1].kind == "":
+                found[-1].keep = True  # a formula stays with the sentence that leads to it
+            found += self._block(token)
         return framed([block for block in found if block.source])
 
     def _block(self, token: Token) -> list[Block]:
@@ -187,7 +219,8 @@ class Markdown:
     def _text(self, token: Token) -> str:
         if re.match(r"\|?\s*:?-{2,}:?\s*\|", token["raw"]):
             self._fail(f"a table whose rows differ in their number of cells: {token['raw']}")
-        return "#" + quote(html.unescape(token["raw"]).replace(PIPE, "|"))
+        text = html.unescape(token["raw"]).replace(PIPE, "|")
+        return typeset_numbers(text) if self.in_table else "#" + quote(text)
 
     def _codespan(self, token: Token) -> str:
         return "#" + raw(token["raw"].replace(PIPE, "|"))
@@ -241,6 +274,7 @@ class Markdown:
 
     def _table_arguments(self, token: Token) -> str:
         head, *body = token["children"]
+        self.in_table = True
         align = "".join(f"{cell['attrs']['align'] or 'left'}, " for cell in head["children"])
         cells = [
             self.render([cell])
@@ -248,6 +282,7 @@ class Markdown:
             for cell in row["children"]
         ]
         titles = "".join(self.render([cell]) + ", " for cell in head["children"])
+        self.in_table = False
         return ",\n".join([*cells, f"align: ({align})", f"header: ({titles})"])
 
     def _table(self, token: Token) -> str:

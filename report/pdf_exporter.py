@@ -8,8 +8,12 @@ Layout:    template.typ; the wheel `typst` compiles to PDF/UA-1 (tagged, and a g
            has is an error instead of a box).
 Captions:  a paragraph that begins **Figure 3.** right after a picture, or **Table 2.** right
            before or after a table, is its caption. The number typed is the number printed.
-Title:     notebook metadata `title`, `subtitle`, `authors`, `matriculation`, `course`, `date`.
-Cell tags: remove_cell, remove_input, remove_output.
+Title:     notebook metadata `title`, `subtitle`, `authors`, `matriculation`, `course`, `sheet`,
+           `due`, `date`. What is still a placeholder is printed, and said in one warning.
+Cell tags: remove_cell, remove_input, remove_output; `appendix` moves a cell, in its order, behind
+           all others, under the heading of the metadata `appendix`.
+Listings:  metadata `listings`, files beside the notebook, follow in an appendix of their own.
+Pages:     code stays with what it shows, a sentence with its formula, a caption with its figure.
 Errors:    whatever cannot be printed as it stands is a `ReportError` that names the cell.
 """
 
@@ -40,6 +44,11 @@ Pieces = list[tuple[int, str]]  # Typst source, in order, with the cell that eac
 FALLBACK_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique")
 
 
+PLACEHOLDERS = {  # what the notebooks hold where the reader's own belongs -> how to set it
+    "Your Name": "AUTHOR", "your matriculation number": "MATRICULATION",
+}  # fmt: skip
+
+
 def without_title(nb: NotebookNode, title: str) -> list[NotebookNode]:
     """The cells; a first heading that only repeats the title is left out."""
     for cell in [cell for cell in nb.cells if cell.cell_type == "markdown"][:1]:
@@ -63,7 +72,10 @@ def cell_blocks(report: Report, number: int, cell: NotebookNode) -> list[Block]:
     if cell.source.strip() and "remove_input" not in tags:
         blocks.append(Block(number, code_call("code-cell", f"{count}, ", cell.source, "python")))
     outputs = [] if "remove_output" in tags else cell.outputs
-    return blocks + [block for output in outputs for block in output_blocks(report, number, output)]
+    blocks += [block for output in outputs for block in output_blocks(report, number, output)]
+    for block in blocks[:-1]:
+        block.keep = True  # code and what it prints stay with what it shows
+    return blocks
 
 
 def output_blocks(report: Report, number: int, output: NotebookNode) -> list[Block]:
@@ -115,7 +127,8 @@ def join_captions(blocks: list[Block]) -> list[Block]:
 def written(block: Block) -> Pieces:
     """Typst source, each piece with the cell it came from."""
     if block.kind not in ("picture", "datatable"):
-        return [(block.cell, block.source)]
+        lead = "#keep[" if block.keep else ""
+        return [(block.cell, f"{lead}{block.source}{']' if lead else ''}\n\n")]
     is_picture = block.kind == "picture"
     call = f"#{block.kind}({image(block.source, block.alt) if is_picture else block.source}"
     if not block.caption:
@@ -135,7 +148,9 @@ class TypstPDFExporter(Exporter):
     subtitle = Unicode(help="line below the title").tag(config=True)
     author = Unicode(help="replaces the metadata's authors").tag(config=True)
     matriculation = Unicode(help="matriculation number").tag(config=True)
-    course = Unicode(help="line above the title").tag(config=True)
+    course = Unicode(help="above the title").tag(config=True)
+    sheet = Unicode(help="above the title, after the course").tag(config=True)
+    due = Unicode(help="due date, printed as typed").tag(config=True)
     date = Unicode(help="date, printed as typed").tag(config=True)
     font_paths = List(Unicode(), help="folders with more fonts").tag(config=True)
 
@@ -188,11 +203,16 @@ class TypstPDFExporter(Exporter):
         if code and not any(cell.execution_count or cell.outputs for cell in code):
             self.log.warning("%s was never executed: the report has no outputs", report.name)
         title_block = self._title_block(nb.metadata)
-        blocks = [
-            block
-            for number, cell in enumerate(without_title(nb, title_block["title"]), 1)
-            for block in cell_blocks(report, number, cell)
-        ]
+        self._announce_placeholders(title_block)
+        cells = list(enumerate(without_title(nb, title_block["title"]), 1))
+        body = [cell for cell in cells if "appendix" not in cell[1].metadata.get("tags", [])]
+        rest = [cell for cell in cells if "appendix" in cell[1].metadata.get("tags", [])]
+        blocks = [block for cell in body for block in cell_blocks(report, *cell)]
+        if rest:
+            title = str(nb.metadata.get("appendix", "Appendix"))
+            blocks += [Block(0, "#show: appendices\n"), self._heading_of_appendix(report, title)]
+            blocks += [block for cell in rest for block in cell_blocks(report, *cell)]
+        blocks += self._listings(report, nb.metadata.get("listings", {}))
         formulas = convert(report.formulas)
         return [(0, preamble(report.name, title_block, families))] + [
             (cell, re.sub("\0(\\d+)\0", lambda m: formulas[int(m[1])], source))
@@ -200,8 +220,32 @@ class TypstPDFExporter(Exporter):
             for cell, source in written(block)
         ]
 
+    def _announce_placeholders(self, title_block: dict[str, Any]) -> None:
+        printed = [title_block["matriculation"], *title_block["authors"]]
+        missing = [name for text, name in PLACEHOLDERS.items() if text in printed]
+        if missing:
+            how = " ".join(f'{name}="…"' for name in missing)
+            self.log.warning("the title block holds placeholders: make report %s", how)
+
+    def _heading_of_appendix(self, report: Report, title: str) -> Block:
+        report.levels = [1]
+        return Block(0, f"#heading(level: 1, {quote(title)})\n\n")
+
+    def _listings(self, report: Report, listings: dict[str, str]) -> list[Block]:
+        blocks = []
+        for name, title in listings.items():
+            path = report.folder / name
+            if not path.is_file():
+                report.fail(None, f"listings: no file {name} beside the notebook")
+            blocks.append(self._heading_of_appendix(report, title))
+            source = raw(
+                path.read_text(encoding="utf-8").strip("\n"), block="true", lang=quote("python")
+            )
+            blocks.append(Block(0, f"#listing({source})\n\n"))
+        return blocks
+
     def _title_block(self, metadata: NotebookNode) -> dict[str, Any]:
-        keys = ("title", "subtitle", "matriculation", "course", "date")
+        keys = ("title", "subtitle", "matriculation", "course", "sheet", "due", "date")
         block: dict[str, Any] = {
             key: getattr(self, key).strip() or str(metadata.get(key, "")).strip() for key in keys
         }

@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from report.formulas import Formula, convert
 from report.markdown import Block, Report
-from report.pdf_exporter import ReportError, TypstPDFExporter, explain, join_captions
+from report.pdf_exporter import ReportError, TypstPDFExporter, explain, join_captions, written
 
 ROOT = Path(__file__).parents[1]
 TITLE_BLOCK = {
@@ -25,6 +25,8 @@ TITLE_BLOCK = {
     "authors": [{"name": "Ada Lovelace"}],
     "matriculation": "12345",
     "course": "Chemistry",
+    "sheet": "Sheet 3",
+    "due": "7 January",
     "date": "1 May",
 }
 SPECIAL = "#$*_`@<>\\[]~-/=+.'\"(){}&%^|:;!?,"
@@ -443,7 +445,9 @@ def test_picture_and_caption_stay_together(png):
 
 def test_title_block_from_the_metadata():
     pdf = export("# Atoms\n\nText.", metadata=TITLE_BLOCK)
-    assert text_of(pdf).startswith("ChemistryAtomsinmotionAdaLovelace·12345·1MayText.")
+    assert text_of(pdf).startswith(
+        "Chemistry·Sheet3AtomsinmotionAdaLovelace·12345·due7January·1MayText."
+    )
     info = pypdf.PdfReader(io.BytesIO(pdf)).metadata
     assert (info.title, info.author) == ("Atoms", "Ada Lovelace")
 
@@ -466,7 +470,9 @@ def test_traits_win_over_the_metadata_and_empty_ones_do_not():
         title="",
         matriculation="",
     )
-    assert text_of(pdf).startswith("AlgebraAtomsinmotionEmmyNoether·12345·1Maytext")
+    assert text_of(pdf).startswith(
+        "Algebra·Sheet3AtomsinmotionEmmyNoether·12345·due7January·1Maytext"
+    )
 
 
 def test_no_title_block_without_metadata():
@@ -680,3 +686,132 @@ def test_a_frame_longer_than_a_page_still_breaks():
     assert len(pages(pdf)) > 2
     assert "word0word1" in text_of(pdf)
     assert "word199" in text_of(pdf)
+
+
+# Appendices and listings
+
+
+def test_cells_tagged_appendix_come_after_all_others(tmp_path):
+    cells = [new_markdown_cell("## Body one"), code("early = 1", tags=["appendix"], count=7),
+             new_markdown_cell("### Remark", metadata={"tags": ["appendix"]}),
+             new_markdown_cell("Body two")]  # fmt: skip
+    (tmp_path / "helper.py").write_text('"""Help."""\n\nanswer = 42  # not 41\n')
+    metadata = {"appendix": "A Notes", "listings": {"helper.py": "B Listing"}}
+    pdf = export(*cells, folder=tmp_path, metadata=metadata)
+    parts = ["Bodyone", "Bodytwo", "ANotes", "[7]", "early=1", "Remark", "BListing", '"""Help."""',
+             "answer=42#not41"]  # fmt: skip
+    text = text_of(pdf)
+    assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)
+    headings = [kind for kind, _ in structure(pdf) if kind.startswith("/H")]
+    assert headings == ["/H1", "/H1", "/H2", "/H1"]
+
+
+def test_without_the_tag_there_is_no_appendix():
+    assert "Notes" not in text_of(export("Body", metadata={"appendix": "A Notes"}))
+
+
+def test_a_listing_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ReportError, match=r"listings: no file helper.py beside the notebook"):
+        export("text", folder=tmp_path, metadata={"listings": {"helper.py": "B"}})
+
+
+# Placeholders
+
+
+def test_placeholders_are_announced_in_one_line(caplog):
+    metadata = {"authors": [{"name": "Your Name"}], "matriculation": "your matriculation number"}
+    export("text", metadata=metadata)
+    [record] = caplog.records
+    assert record.message.endswith('make report AUTHOR="…" MATRICULATION="…"')
+    caplog.clear()
+    export("text", metadata=metadata, author="Ada Lovelace")
+    [record] = caplog.records
+    assert record.message.endswith('make report MATRICULATION="…"')
+    caplog.clear()
+    export("text", metadata=metadata, author="Ada Lovelace", matriculation="1")
+    export("text", metadata=TITLE_BLOCK)
+    assert not caplog.records
+
+
+# Pages
+
+
+def page_with(pdf, word):
+    [number] = [n for n, page in enumerate(pages(pdf)) if word in squeezed(page.extract_text())]
+    return number
+
+
+FILLERS = range(24, 56, 2)  # paragraphs of one word before what must stay together
+
+
+@pytest.mark.parametrize("lines_before", FILLERS)
+def test_code_stays_with_its_output_its_figure_and_the_caption(png, lines_before):
+    filler = "\n\n".join(["word"] * lines_before)
+    cell = code("first = 1\n" * 8 + "last = 2", printed("result"), shown({"image/png": png}))
+    pdf = export(filler, cell, "**Figure 1.** What it shows.")
+    words = ("last=2", "result", "Whatitshows")
+    assert len({page_with(pdf, word) for word in words}) == 1
+
+
+@pytest.mark.parametrize("lines_before", FILLERS)
+def test_code_that_fits_on_a_page_is_not_split(lines_before):
+    filler = "\n\n".join(["word"] * lines_before)
+    pdf = export(filler, code("\n".join(["begin = 1", *["x = 2"] * 28, "end = 3"])))
+    assert page_with(pdf, "begin=1") == page_with(pdf, "end=3")
+
+
+@pytest.mark.parametrize("lines_before", FILLERS)
+def test_a_formula_stays_with_the_sentence_before_it(lines_before):
+    filler = "\n\n".join(["word"] * lines_before)
+    pdf = export(filler, "The leading sentence is\n\n$$\\sum_i \\frac{a}{b} = 4711$$\n\nand so on.")
+    assert page_with(pdf, "leadingsentence") == page_with(pdf, "4711")
+
+
+@pytest.mark.parametrize("lines_before", FILLERS)
+def test_no_line_of_a_paragraph_stands_alone(lines_before):
+    filler = "\n\n".join(["word"] * lines_before)
+    pdf = export(filler, " ".join(f"piece{n:03d}" for n in range(40)))  # four lines and more
+    counts = [page.extract_text().count("piece") for page in pages(pdf)]
+    assert sum(counts) == 40
+    assert all(count == 0 or count > 10 for count in counts)  # more than one line's
+
+
+def test_without_the_rules_something_would_be_torn(monkeypatch, png):
+    """The control of the tests above: pages where code, formula or paragraph would break."""
+    monkeypatch.setattr("report.pdf_exporter.written", loose(written))
+    torn = 0
+    for lines_before in FILLERS:
+        filler = "\n\n".join(["word"] * lines_before)
+        cell = code("first = 1\n" * 8 + "last = 2", printed("result"), shown({"image/png": png}))
+        pdf = export(filler, cell, "**Figure 1.** What it shows.")
+        torn += page_with(pdf, "last=2") != page_with(pdf, "Whatitshows")
+    assert torn > 0
+
+
+def loose(function):
+    def without_keeping(block):
+        block.keep = False
+        return function(block)
+
+    return without_keeping
+
+
+# Numbers in tables
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown_as"),
+    [
+        ("3.7e-04", "3.7·10−4"), ("-7.2", "−7.2"), ("-1e+06", "−1·106"), ("0e+00", "0"),
+        ("2e+00", "2"), ("1-3", "1-3"), ("x-1", "x-1"), ("a1e5", "a1e5"),
+        ("0.5 ± 2e-3", "0.5±2·10−3"), ("`-1e-3`", "-1e-3"),
+        ("1e-3, not -4e-10", "1·10−3,not−4·10−10"),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_table_are_typeset(typed, shown_as):
+    text = text_of(export(f"| value |\n| --- |\n| {typed} |"))
+    assert text == f"value{shown_as}1/1"
+
+
+def test_numbers_outside_tables_stay_as_typed():
+    assert text_of(export("between -1 and 3.7e-04")) == "between-1and3.7e-041/1"
