@@ -20,9 +20,9 @@ unexport VIRTUAL_ENV  # another environment may be active; IPython would warn of
 .DELETE_ON_ERROR:
 
 report: NAME := schnet_assignment
-report: TIME := under a minute
+report: TIME := about a minute
 md: NAME := schnet_md
-md: TIME := a few minutes
+md: TIME := five to eight minutes
 
 report md: $(READY)
 	@echo "Running $(NAME).ipynb: $(TIME)."

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch_geometric.nn.models.schnet import CFConv
 
 from molnets.dynamics import ForceFn
+from molnets.edges import Edges, Graph
+from molnets.potential import Potential
 from schnet_helpers import SchNet
 
 
@@ -52,6 +54,7 @@ def own_features(network: SchNet) -> SchNet:
             conv.lin1.in_features, conv.lin2.out_features, conv.lin1.out_features, conv.nn,
             conv.cutoff,
         )  # fmt: skip
+        wrong = wrong.to(conv.lin1.weight)
         wrong.load_state_dict(conv.state_dict())
         block.conv = wrong
     return network
@@ -84,5 +87,39 @@ def mixture(one: ForceFn, other: ForceFn, width: float = 0.3) -> ForceFn:
         w = 0.5 * (1 + torch.tanh(x / width))
         (E_1, F_1), (E_2, F_2) = one(pos), other(pos)
         return w * E_1 + (1 - w) * E_2, w.view(-1, 1, 1) * F_1 + (1 - w).view(-1, 1, 1) * F_2
+
+    return force_fn
+
+
+class FewNeighbors(nn.Module):
+    """A graph that keeps only the first neighbours of each atom, in the order of the atoms."""
+
+    def __init__(self, graph: nn.Module, most: int = 32) -> None:
+        super().__init__()
+        self.graph, self.most = graph, most
+
+    def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the edges that are kept, (2, E), and their lengths, (E,)."""
+        edge_index, d_ij = self.graph(pos, batch)
+        order = (edge_index[1] * len(pos) + edge_index[0]).argsort()
+        degree = edge_index[1].bincount(minlength=len(pos))
+        rank = torch.arange(len(d_ij)) - (degree.cumsum(0) - degree)[edge_index[1, order]]
+        kept = order[rank < self.most]
+        return edge_index[:, kept], d_ij[kept]
+
+
+def stale_list(potential: Potential, z: Tensor, every: int) -> ForceFn:
+    """Return forces from a list without a skin that is made anew every so many calls; 0: never."""
+    calls, index = 0, None
+
+    def force_fn(pos: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal calls, index
+        flat, batch = pos.reshape(-1, 3), torch.arange(len(pos)).repeat_interleave(pos.shape[1])
+        if index is None or (every and calls % every == 0):
+            index = Graph(potential.cutoff).edges(flat, batch).index
+        calls += 1
+        edges = Edges(index, flat[index[0]] - flat[index[1]])
+        energy, forces = potential.energy_and_forces_of(z.repeat(len(pos), 1), batch, edges)
+        return energy.flatten(), forces.view_as(pos)
 
     return force_fn

@@ -46,7 +46,7 @@ SIZES_OF = {
     "no expansion": replace(SIZES, num_gaussians=1, gamma=1.0),
 }
 FRAMES = (50, 100, 200, 500, 1000)
-SHOWN = [("energies", 0), ("forces", 0), *(("1", seed) for seed in SEEDS)]
+SHOWN = [("energies", 0), ("forces", 0), *(("0.1", seed) for seed in SEEDS)]
 
 
 def cluster(runs: Path) -> list[dict[str, Any]]:
