@@ -74,21 +74,19 @@ FAULTS: dict[str, Callable[[SchNet], SchNet]] = {
 }
 
 
-def mixture(one: ForceFn, other: ForceFn, width: float = 0.3) -> ForceFn:
-    """Return forces that are no gradient: of two models, weighed by where the first atom is.
+def no_gradient(force_fn: ForceFn, share: float = 0.01) -> ForceFn:
+    """Return forces that are no gradient, as those of a network that predicts them directly.
 
-    F = w F_1 + (1 − w) F_2 and E = w E_1 + (1 − w) E_2, w = ½ (1 + tanh(x / width)), x the first
-    coordinate of atom 0 from the centre of all. Both are as accurate as the models; but F lacks
-    (E_2 − E_1) ∇w, as every network that predicts forces directly lacks an energy.
+    F_i (1 + share · sin(6 |r_i − r̄|²)), r̄ the centre: turning and renumbering the atoms turns and
+    renumbers them, and no component is off by more than the share; the energy is the original one.
     """
 
-    def force_fn(pos: Tensor) -> tuple[Tensor, Tensor]:
-        x = pos[:, 0, 0] - pos[:, :, 0].mean(dim=1)  # (R,)
-        w = 0.5 * (1 + torch.tanh(x / width))
-        (E_1, F_1), (E_2, F_2) = one(pos), other(pos)
-        return w * E_1 + (1 - w) * E_2, w.view(-1, 1, 1) * F_1 + (1 - w).view(-1, 1, 1) * F_2
+    def wrong(pos: Tensor) -> tuple[Tensor, Tensor]:
+        energy, forces = force_fn(pos)
+        x = pos - pos.mean(dim=1, keepdim=True)  # (R, n, 3)
+        return energy, forces * (1 + share * torch.sin(6 * x.square().sum(dim=2, keepdim=True)))
 
-    return force_fn
+    return wrong
 
 
 class FewNeighbors(nn.Module):

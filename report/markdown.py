@@ -175,6 +175,9 @@ class Markdown:
             if is_formula and found and found[-1].kind == "":
                 found[-1].keep = True  # a formula stays with the sentence that leads to it
             found += self._block(token)
+        for block in found:
+            if block.kind == "" and block.alt.rstrip().endswith(":"):
+                block.keep = True  # and so does what is announced with a colon
         return framed([block for block in found if block.source])
 
     def _block(self, token: Token) -> list[Block]:

@@ -768,6 +768,13 @@ def test_a_formula_stays_with_the_sentence_before_it(lines_before):
 
 
 @pytest.mark.parametrize("lines_before", FILLERS)
+def test_what_a_colon_announces_follows_on_the_same_page(lines_before):
+    filler = "\n\n".join(["word"] * lines_before)
+    pdf = export(filler, "The cell is:", code("first = 1\n" * 8 + "last = 2"))
+    assert page_with(pdf, "Thecellis:") == page_with(pdf, "last=2")
+
+
+@pytest.mark.parametrize("lines_before", FILLERS)
 def test_no_line_of_a_paragraph_stands_alone(lines_before):
     filler = "\n\n".join(["word"] * lines_before)
     pdf = export(filler, " ".join(f"piece{n:03d}" for n in range(40)))  # four lines and more
