@@ -37,3 +37,8 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the notebooks first: they are the longest file, and the other worker has the rest."""
+    items.sort(key=lambda item: item.path.name != "test_notebook.py")
