@@ -36,7 +36,8 @@ report md: $(READY)
 	@echo "Written: report/$(NAME).pdf"
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "$(MARKS)" -n 2 --dist loadfile --cov --cov-fail-under=95
+	$(BIN)/python -m pytest -m "$(MARKS)" -n 2 --dist loadfile --no-loadscope-reorder \
+	  --cov --cov-fail-under=95
 
 notebook: $(VENV)/jupyterlab
 	$(BIN)/jupyter lab schnet_assignment.ipynb
