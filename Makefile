@@ -22,7 +22,7 @@ unexport VIRTUAL_ENV  # another environment may be active; IPython would warn of
 report: NAME := schnet_assignment
 report: TIME := about a minute
 md: NAME := schnet_md
-md: TIME := five to eight minutes
+md: TIME := seven to eight minutes
 
 report md: $(READY)
 	@echo "Running $(NAME).ipynb: $(TIME)."

@@ -138,7 +138,6 @@ def checked_atoms(z: Tensor, pos: Tensor, batch: Tensor, weight: Tensor) -> tupl
     batch_is_odd = len(batch) != pos.numel() // 3 == z.numel()  # of three lengths
     expected = f"shape {tuple(pos.shape[:1])} as z and pos"
     expect(not batch_is_odd, "batch", expected, tuple(batch.shape))
-    expect_positions(pos, batch)
     return spread_atomic_numbers(z, batch, len(n_atoms)), n_atoms
 
 
@@ -177,8 +176,7 @@ class RadiusInteractionGraph(nn.Module):
         n_atoms = sample_sizes(batch)
         expect_positions(pos, batch)
         edge_index = edges_within(self.cutoff, pos.detach(), batch, n_atoms)  # (2, E)
-        j, i = edge_index
-        d_ij = torch.linalg.vector_norm(pos[j] - pos[i], dim=1)  # (E,)
+        d_ij = distances(pos, edge_index)  # (E,)
         expect_edges(edge_index, d_ij, self.max_num_neighbors)
         return edge_index, d_ij
 
@@ -200,10 +198,11 @@ def edges_within(cutoff: float, pos: Tensor, batch: Tensor, n_atoms: Tensor) -> 
         return _search_all_pairs(pos, n_atoms, cutoff)
     most = int(n_atoms.max())  # no atom has more neighbours than its sample has atoms
     edge_index = radius_graph(pos, cutoff * (1 + SEARCH_MARGIN), batch, max_num_neighbors=most)
-    return edge_index[:, _distances(pos, edge_index) < cutoff]
+    return edge_index[:, distances(pos, edge_index) < cutoff]
 
 
-def _distances(pos: Tensor, edge_index: Tensor) -> Tensor:
+def distances(pos: Tensor, edge_index: Tensor) -> Tensor:
+    """Return the lengths of the edges, ‖r_j − r_i‖, (E,)."""
     j, i = edge_index
     return torch.linalg.vector_norm(pos[j] - pos[i], dim=-1)
 
@@ -219,7 +218,7 @@ def _search_all_pairs(pos: Tensor, n_atoms: Tensor, cutoff: float) -> Tensor:
         i = receivers.repeat_interleave(counts)
         j = first[i] + torch.arange(len(i), device=pos.device) - starts
         pairs = torch.stack([j, i])
-        edges.append(pairs[:, (_distances(pos, pairs) < cutoff) & (i != j)])
+        edges.append(pairs[:, (distances(pos, pairs) < cutoff) & (i != j)])
     return torch.cat(edges, dim=1)
 
 
@@ -423,7 +422,7 @@ def visualize_graph(
     positions, edge_index = positions.detach().cpu(), edge_index.cpu()
     points = positions[:, [dim_1, dim_2]].numpy()
     lines = LineCollection(points[edge_index.T.numpy()], cmap="viridis", zorder=1)
-    lines.set_array(_distances(positions, edge_index).numpy())
+    lines.set_array(distances(positions, edge_index).numpy())
     ax.add_collection(lines)
     ax.scatter(*points.T, s=25, color="black", zorder=2)
     ax.set(xlabel=f"${'xyz'[dim_1]}$ (length unit)", ylabel=f"${'xyz'[dim_2]}$ (length unit)")

@@ -171,7 +171,7 @@ class Markdown:
         found: list[Block] = []
         for token in tokens:
             parts = token["children"][:1] if token["type"] == "paragraph" else [token]
-            is_formula = parts[0]["type"] in DISPLAYED
+            is_formula = any(part["type"] in DISPLAYED for part in parts)
             if is_formula and found and found[-1].kind == "":
                 found[-1].keep = True  # a formula stays with the sentence that leads to it
             found += self._block(token)

@@ -127,8 +127,8 @@ def join_captions(blocks: list[Block]) -> list[Block]:
 def written(block: Block) -> Pieces:
     """Typst source, each piece with the cell it came from."""
     if block.kind not in ("picture", "datatable"):
-        lead = "#keep[" if block.keep else ""
-        return [(block.cell, f"{lead}{block.source}{']' if lead else ''}\n\n")]
+        source = f"#keep[{block.source}]\n\n" if block.keep else block.source
+        return [(block.cell, source)]
     is_picture = block.kind == "picture"
     call = f"#{block.kind}({image(block.source, block.alt) if is_picture else block.source}"
     if not block.caption:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from molnets.checks import (
     checked_atoms,
     expect,
+    expect_positions,
     sample_sizes,
     spread_atomic_numbers,
 )
@@ -256,6 +257,7 @@ class SplineSchNet(SchNet):
                 and pos.dtype == atoms.dtype and pos.shape == (len(batch), 3)
                 and lists.all_finite(pos.numpy())):  # fmt: skip
             per_atom, n_atoms = checked_atoms(z, pos, batch, self.readout[0].weight)
+            expect_positions(pos, batch)
             with torch.no_grad():
                 x = self.embedding(per_atom.to(pos.dtype))
             start = F.pad(n_atoms.cumsum(0), (1, 0)).numpy()
