@@ -16,6 +16,9 @@ from torch import nn
 from molnets.checks import expect
 
 NETWORKS = {
+    "dimenet": "DimeNet++: messages between edges that see the angle between them",
+    "egnn": "EGNN: messages of distances between points that move as they go",
+    "painn": "PaiNN: messages of scalars and vectors",
     "schnet": "SchNet: continuous-filter convolutions of distances",
 }
 
