@@ -4,11 +4,13 @@ checks.py      what input must be
 edges.py       edges with vectors, and the graph that finds them, open and periodic
 potential.py   a network, its graph and the sum over atoms; forces, virial, units
 checkpoint.py  a trained model in a file, what it is, and where it comes from
+expansion.py   the atomic cluster expansion: products of sums over neighbours, ordered by bodies
 options.py     dataclasses as options of the command
 files.py       files that are there whole, or as they were
 networks/      the networks, and the registry that finds them by name
 tables/        the engine: filters read from tables, compiled
 training/      data, trainer, errors
+graphs/        other ways to connect atoms, and what a graph says of itself
 dynamics/      force fields, integrators, trajectories, analysis, figures
 coupling/      engines that others wrote: ASE
 command/       the command `molnets`: train, test, md, info

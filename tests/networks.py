@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fake_data import fake_trajectory
 from schnet_helpers import ElementEmbedding, SchNet
@@ -25,3 +25,23 @@ def cluster(dtype: torch.dtype = torch.float64, n: int = 7) -> tuple[Tensor, Ten
     pos = fake_trajectory(4, n_atoms=n).positions.reshape(-1, 3).to(dtype)
     z = torch.tensor([1, 6]).repeat(2 * n).view(-1, 1)
     return z, pos, torch.arange(4).repeat_interleave(n)
+
+
+def filled(network: nn.Module) -> nn.Module:
+    """Return the network in float64, parameter k with the numbers 0.25 sin(1 + k + 0.37 n)."""
+    network.double()
+    with torch.no_grad():
+        for k, parameter in enumerate(network.parameters()):
+            n = torch.arange(parameter.numel(), dtype=torch.float64)
+            parameter.copy_(0.25 * torch.sin(1 + k + 0.37 * n).view_as(parameter))
+    return network
+
+
+def shaken(network: nn.Module, size: float = 0.3) -> nn.Module:
+    """Return the network in float64, every parameter moved at random, by a seed."""
+    torch.manual_seed(0)
+    network.double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += size * torch.randn_like(parameter)
+    return network

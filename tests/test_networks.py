@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from contract import PotentialContract, assert_equal, crystals
+from contract import PotentialContract, assert_equal, crystals, random_orthogonal
 from torch import nn
 
 from molnets import networks
@@ -47,6 +47,25 @@ class TestEveryNetwork(PotentialContract):
         alone = model.network.atomic_energies(z, none)
         assert alone.shape == (10, 1)
         assert (alone - expected).abs().min() > 1e-4  # control: what is nearer does count
+
+    def test_a_new_network_is_not_silent(self, network):
+        torch.manual_seed(1)
+        fresh = Potential(small(self.name)).double()  # as it is built: no parameter is shaken
+        z, pos, batch, cells, pbc = crystals()
+        energy_i = fresh.atomic_energies(z, pos, batch, cells, pbc)
+        _, force, virial = fresh.energy_forces_virial(z, pos, batch, cells, pbc)
+        assert energy_i.std() > 1e-3
+        assert force[:3].abs().amax(dim=1).min() > 1e-5
+        assert virial[:3].abs().amax(dim=(1, 2)).min() > 1e-5
+
+    def test_rotation_error_in_float64(self, model):
+        z, pos, batch, cells, pbc = crystals()
+        expected = model.network.atomic_energies(z, Graph(3.0).edges(pos, batch, cells, pbc))
+        for determinant in (1, -1):
+            Q = random_orthogonal(determinant)
+            edges = Graph(3.0).edges(pos @ Q.T, batch, cells @ Q.T, pbc)
+            error = (model.network.atomic_energies(z, edges) - expected).abs().max()
+            assert error <= 1e-12 * expected.abs().max()
 
     def test_weights_travel_with_the_state_dict(self, model):
         other = Potential(small(self.name)).double()

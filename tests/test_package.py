@@ -25,15 +25,15 @@ LEVELS = (
     ("checks",),
     ("edges",),
     ("networks",),
-    ("potential",),
+    ("potential", "expansion"),
     ("checkpoint", "tables"),
-    ("dynamics", "training", "coupling"),
+    ("dynamics", "training", "coupling", "graphs"),
     ("command",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 NETWORKS_MAY = {"schnet_helpers", "checks", "options", "edges"}
 # Imported where they are, and done without where not: notebooks' modules, and the sheet's search.
-OPTIONAL = {"IPython", "matplotlib_inline", "torch_cluster"}
+OPTIONAL = {"IPython", "matplotlib_inline", "torch_cluster", "e3nn"}
 PARTS_OF = {"llvmlite": "numba"}  # that come with a dependency
 
 

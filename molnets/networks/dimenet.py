@@ -73,7 +73,7 @@ class AngularBasis(nn.Module):
 
     with z_ln the n-th zero of the spherical Bessel function j_l. Both come from the recurrences of
     j_l and P_l, in float64, where they lose few digits: all at once, in place of the formulas of
-    PyG's layer, one for each of the functions.
+    PyG's layer, one for each of the functions, with z_ln and the norm to seven digits.
 
     Args:
         num_spherical: how many l.
@@ -84,8 +84,13 @@ class AngularBasis(nn.Module):
     def __init__(self, num_spherical: int, num_radial: int, cutoff: float) -> None:
         super().__init__()
         self.cutoff, self.envelope = float(cutoff), Envelope(EXPONENT)
-        # buffers in float64 would be rounded by `.float()`: plain numbers
-        self.zeros = Jn_zeros(num_spherical, num_radial).tolist()
+        zeros = torch.tensor(Jn_zeros(num_spherical, num_radial), dtype=torch.float64)  # to 1e-7
+        for _ in range(3):  # Newton's method, with j_l' = l / x j_l − j_{l+1}
+            j = torch.stack(spherical_bessel(zeros))  # (L + 1, L, n)
+            value, above = j[:-1].diagonal().T, j[1:].diagonal().T  # (L, n)
+            order = torch.arange(num_spherical).view(-1, 1)
+            zeros = zeros - value / (order / zeros * value - above)
+        self.zeros = zeros.tolist()  # a buffer of float64 would be rounded by `.float()`
 
     def forward(self, d_ij: Tensor, cos_angle: Tensor, kj: Tensor) -> Tensor:
         """Return the functions of all pairs, (E,), (T,), (T,) -> (T, L n)."""

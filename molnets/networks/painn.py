@@ -14,9 +14,9 @@ An atom carries F scalars s and F vectors v. A block is a message and an update:
 | (10) Δv_i = a_vv(s_i, |V v_i|) U v_i                    | `Update`: `scale`                    |
 
 Here the direction is r_ij = r_j − r_i. No weight is idle: vectors are zero before the first block,
-which has no W_vv, and the last one, after which only scalars are read, no a_vv. The radial functions
-are SchNet's Gaussians where [1] has sin(nπ d / r_c) / d; the cosine cutoff f multiplies them, and
-the constant beside them that is the filters' bias: W(d) = f(d) (w · e(d) + b).
+which has no W_vv, and the last one, after which only scalars are read, no a_vv. The radial
+functions are SchNet's Gaussians where [1] has sin(nπ d / r_c) / d; the cosine cutoff f multiplies
+them, and the constant beside them that is the filters' bias: W(d) = f(d) (w · e(d) + b).
 
 [1] Schütt, Unke & Gastegger, ICML 2021, arXiv:2102.03150.
 """
@@ -129,9 +129,7 @@ class Sizes:
     num_interactions: int = option(3, "blocks of a message and an update")
     num_gaussians: int = option(25, "Gaussians of the radial expansion")
     cutoff: float = option(5.0, "cutoff, in the data's length unit")
-    gamma: float = option(
-        0.0, "gamma of the Gaussians, 1 / length**2; 0: as wide as they are apart"
-    )
+    gamma: float = option(0.0, "of the Gaussians, 1 / length**2; 0: as wide as they are apart")
 
     def build(self) -> PaiNN:
         """Return a new PaiNN."""

@@ -23,9 +23,7 @@ class Sizes:
     num_interactions: int = option(3, "interaction blocks")
     num_gaussians: int = option(25, "Gaussians of the radial expansion")
     cutoff: float = option(5.0, "cutoff, in the data's length unit")
-    gamma: float = option(
-        0.0, "gamma of the Gaussians, 1 / length**2; 0: as wide as they are apart"
-    )
+    gamma: float = option(0.0, "of the Gaussians, 1 / length**2; 0: as wide as they are apart")
 
     def build(self) -> SchNet:
         """Return a SchNet that looks up a vector for each element."""

@@ -1,0 +1,225 @@
+"""The networks side by side at equal training time: what `molnets.ipynb` shows of long runs.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.networks train --runs runs [--only painn]
+    OMP_NUM_THREADS=1 python -m benchmarks.networks measure --runs runs [--only painn]
+
+`train` fits each network to ethanol for 28.5 minutes and to the Lennard-Jones cluster for 5, on one
+thread each, and keeps the weights in `networks/`; SchNet's are those of `benchmarks.accuracy`. A
+run that is there already is not repeated. `measure` writes `networks.json`: errors, size, time and
+memory, drift of the total energy, and how long dynamics lasts at 500 K. Ethanol needs the data
+folder (`SCHNET_DATA`, else ../shared/data).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import units
+from ase.build import molecule
+from torch import Tensor
+
+from benchmarks.accuracy import DATA, cluster_data, slim
+from molnets import Potential, checkpoint, model_force_fn, tabulated
+from molnets.command import run as molnets
+from molnets.dynamics import (
+    ExplosionError,
+    State,
+    analysis,
+    langevin_baoab,
+    maxwell_boltzmann,
+    remove_drift,
+    run,
+    start,
+    velocity_verlet,
+)
+from molnets.files import write_json
+from molnets.graphs import BondGraph
+from molnets.training import evaluate, load
+
+HERE = Path(__file__).parent
+NUMBERS, KEPT = HERE / "networks.json", HERE / "networks"
+NAMES = ("schnet", "egnn", "painn", "dimenet")
+COMMON = {
+    "ethanol": ["--minutes=28.5", "--rho-energy=0.05", "--num-validation=30", "--batch-size=5",
+                "--energy-unit=eV", "--length-unit=Å"],
+    "cluster": ["--minutes=5", "--rho-energy=1", "--batch-size=20", "--cutoff=4",
+                "--dim-embedding=32", "--num-interactions=2", "--energy-unit=ε",
+                "--length-unit=σ"],
+}  # fmt: skip
+OWN = {
+    ("ethanol", "egnn"): ["--gamma=4", "--lr=0.003"],
+    ("ethanol", "painn"): ["--gamma=4", "--lr=0.003", "--engine=compiled"],
+    ("ethanol", "dimenet"): ["--lr=0.001"],
+    ("cluster", "egnn"): ["--lr=0.003"],
+    ("cluster", "painn"): ["--lr=0.003"],
+    ("cluster", "dimenet"): ["--lr=0.001"],
+}
+REPLICAS, STEP = 8, 0.5  # fs
+BROKEN = 1.5  # a bond is broken at so many times its length in the molecule at rest, or below 1/1.5
+
+
+def weights_of(data: str, name: str) -> Path:
+    """Return the file of a network's trained weights."""
+    return HERE / f"{data}.pt" if name == "schnet" else KEPT / f"{data}_{name}.pt"
+
+
+def train(runs: Path, name: str) -> None:
+    """Train a network on both data sets."""
+    files = {"ethanol": DATA / "rmd17_ethanol.npz", "cluster": runs / "cluster.npz"}
+    if not files["cluster"].exists():
+        cluster_data(files["cluster"])
+    for data, file in files.items():
+        out, flags = runs / f"{data}_{name}", [*COMMON[data], *OWN[data, name]]
+        if not (out / "metrics.json").exists():
+            molnets(["train", str(file), "--out", str(out), "--network", name, *flags])
+        slim(out / "best.pt", weights_of(data, name))
+
+
+def seconds(call: Callable[[], Any], budget: float = 3.0) -> float:
+    """Return the median time of a call."""
+    for _ in range(5):
+        call()
+    times, started = [], time.perf_counter()
+    while len(times) < 10 or time.perf_counter() - started < budget:
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return float(np.median(times))
+
+
+def ethanols(num_replicas: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return atomic numbers, (n,), positions, (R, n, 3), and masses, (n,), of ethanol."""
+    atoms = molecule("CH3CH2OH")
+    x = torch.tensor(atoms.positions, dtype=torch.float32).repeat(num_replicas, 1, 1)
+    return torch.tensor(atoms.numbers), x, torch.tensor(atoms.get_masses(), dtype=torch.float32)
+
+
+def force_field(potential: Potential, z: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return a network's force field, read from tables if it is a SchNet."""
+    fast = potential.card.network == "schnet"
+    return model_force_fn(tabulated(potential) if fast else potential, z)
+
+
+def memory(path: Path) -> float:
+    """Return by how many MB 64 ethanols raise the memory of a new process."""
+    code = f"import benchmarks.networks as b; b.print_memory({str(path)!r})"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(out.stdout.split()[-1])
+
+
+def print_memory(path: str) -> None:
+    """Print by how many MB 64 ethanols raise the memory of this process, in which one is warm."""
+    z, x, _ = ethanols(64)
+    force_fn = force_field(checkpoint.load(path), z)
+    force_fn(x[:1])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    force_fn(x)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def drift(force_fn: Callable, picoseconds: float = 5.0) -> dict[str, float]:
+    """Return the drift of the total energy at 300 K, in µeV per atom and ps, and its error."""
+    _, x, masses = ethanols(REPLICAS)
+    state, generator = heated(force_fn, x, masses, 300.0)
+    state = run(bath(force_fn, 300.0, generator), state, 4000, every=4000, progress=False)[0]
+    begin = start(force_fn, state.positions, remove_drift(state.velocities, masses), masses)
+    num_steps = round(1000 * picoseconds / STEP)
+    _, frames = run(lambda s: velocity_verlet(force_fn, s, STEP * units.fs), begin, num_steps,
+                    every=50, progress=False)  # fmt: skip
+    times = STEP / 1000 * frames.steps.numpy()
+    slope = 1e6 * analysis.energy_drift(frames.energies + frames.kinetic_energies, times, 9).slope
+    return {"drift": float(slope.mean()), "drift_error": float(slope.std() / REPLICAS**0.5)}
+
+
+def heated(force_fn: Callable, x: Tensor, masses: Tensor, T: float) -> tuple[State, Any]:
+    """Return a state with velocities of a temperature, and the generator that goes on."""
+    generator = torch.Generator().manual_seed(0)
+    v = maxwell_boltzmann(masses, T, len(x), generator, k_B=units.kB)
+    return start(force_fn, x, v.to(x.dtype), masses), generator
+
+
+def bath(force_fn: Callable, T: float, generator: torch.Generator) -> Callable[[State], State]:
+    """Return a step of Langevin dynamics."""
+    fs = units.fs
+    return lambda s: langevin_baoab(force_fn, s, STEP * fs, T, 0.02 / fs, generator, k_B=units.kB)
+
+
+def survival(force_fn: Callable, T: float = 500.0, picoseconds: float = 20.0) -> dict[str, Any]:
+    """Return how many replicas break a bond at a temperature, and how long they last, in ps."""
+    z, x, masses = ethanols(REPLICAS)
+    (j, i), bonds = BondGraph(z).edges(x[0], torch.zeros(len(z), dtype=torch.int64))
+    length = torch.linalg.vector_norm(bonds, dim=1)
+    state, generator = heated(force_fn, x, masses, T)
+    step, when = bath(force_fn, T, generator), torch.full((REPLICAS,), math.inf)
+    for block in range(round(1000 * picoseconds / STEP / 20)):
+        try:
+            state = run(step, state, 20, every=20, progress=False)[0]
+        except ExplosionError as error:
+            state = error.state
+            when[error.replicas] = when[error.replicas].clamp(max=block * 20 * STEP / 1000)
+        ratio = torch.linalg.vector_norm(state.positions[:, i] - state.positions[:, j], dim=2)
+        ratio = ratio / length  # (R, bonds)
+        broken = ((ratio > BROKEN) | (ratio < 1 / BROKEN)).any(dim=1)
+        when[broken] = when[broken].clamp(max=block * 20 * STEP / 1000)
+        lost = when.isfinite().view(-1, 1, 1)
+        if lost.any():  # back to the start: a broken replica must not stop the others
+            x_new, v_new = torch.where(lost, x, state.positions), state.velocities * ~lost
+            state = start(force_fn, x_new, v_new.nan_to_num(), masses)
+        if when.isfinite().all():
+            break
+    return {"lost": int(when.isfinite().sum()), "replicas": REPLICAS,
+            "survived_ps": float(when.clamp(max=picoseconds).mean())}  # fmt: skip
+
+
+def measure(runs: Path, name: str) -> dict[str, Any]:
+    """Return what is known of a trained network."""
+    row: dict[str, Any] = {"network": name, "threads": torch.get_num_threads()}
+    files = {"ethanol": DATA / "rmd17_ethanol.npz", "cluster": runs / "cluster.npz"}
+    for data, file in files.items():
+        potential, frames = checkpoint.load(weights_of(data, name)), load(file)
+        errors = evaluate(potential, frames, (frames.split == 1).nonzero().flatten()).errors
+        row |= {f"{data}_energy_mae": errors.energy_mae, f"{data}_force_mae": errors.force_mae}
+        metrics = runs / f"{data}_{name}" / "metrics.json"
+        metrics = HERE / f"{data}.json" if name == "schnet" else metrics
+        row |= {f"{data}_epochs": json.loads(metrics.read_text())["epochs"]}
+    potential = checkpoint.load(weights_of("ethanol", name))
+    row["parameters"] = sum(weight.numel() for weight in potential.parameters())
+    for num_replicas in (1, 64):
+        z, x, _ = ethanols(num_replicas)
+        force_fn = force_field(potential, z)
+        row[f"ms_{num_replicas}"] = 1000 * seconds(lambda f=force_fn, x=x: f(x))
+    row["memory_mb"] = memory(weights_of("ethanol", name))
+    force_fn = force_field(potential, ethanols(1)[0])
+    return row | drift(force_fn) | survival(force_fn)
+
+
+def main() -> None:
+    """Train or measure the networks that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("train", "measure"))
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--only", choices=NAMES, help="one network")
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    KEPT.mkdir(exist_ok=True)
+    for name in [options.only] if options.only else NAMES:
+        if options.what == "measure":
+            rows = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+            write_json(rows | {name: measure(options.runs, name)}, NUMBERS)
+        elif name != "schnet":
+            train(options.runs, name)
+
+
+if __name__ == "__main__":
+    main()
