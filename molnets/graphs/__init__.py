@@ -1,9 +1,11 @@
 """How atoms can be connected, and what a graph says of itself.
 
 connectivity.py   the k nearest, bonds by covalent radii; what they do along a trajectory
+body_order.py     what an energy sees where only bonds are edges
 spectral.py       Laplacians and the convolutions that come from them
 """
 
+from molnets.graphs.body_order import Sight, along_bonds, chain, sight
 from molnets.graphs.connectivity import (
     BondGraph,
     Changes,
@@ -24,7 +26,10 @@ __all__ = [
     "BondGraph",
     "Changes",
     "NearestGraph",
+    "Sight",
     "adjacency",
+    "along_bonds",
+    "chain",
     "changes",
     "chebyshev_convolution",
     "chebyshev_polynomials",
@@ -32,4 +37,5 @@ __all__ = [
     "graph_convolution",
     "laplacian",
     "normalized_laplacian",
+    "sight",
 ]
