@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from molnets.checks import expect, expect_sizes
 from molnets.edges import Edges
-from molnets.networks.radial import cosine_cutoff
+from molnets.networks.parts import cosine_cutoff
 
 
 class Order(NamedTuple):

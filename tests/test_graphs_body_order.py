@@ -28,7 +28,7 @@ def test_the_chain_has_the_angles_that_it_is_given():
     mirror = chain(BONDS, ANGLES, -DIHEDRAL)
     assert_equal(mirror * torch.tensor([1.0, 1.0, -1.0]).double(), chain())
     edges = along_bonds(chain())
-    assert_equal(edges.vector.norm(dim=1)[:3], torch.tensor(BONDS).double())
+    assert_equal(edges.vector.norm(dim=1)[:3], torch.tensor(BONDS, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

@@ -3,7 +3,7 @@
 Axes:   N atoms, E directed edges j -> i.
 Units:  those of the bonds' lengths.
 
-A network that only hears along bonds must carry everything else in its features: whether it can, and
+A network that only hears along bonds must carry all else in its features: whether it can, and
 after how many layers, is its body order. The chain a - b - c - d is bent at b, then turned about
 b - c; both leave all bonds as they are. Its mirror image has the opposite dihedral angle.
 """

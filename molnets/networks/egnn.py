@@ -30,14 +30,16 @@ import torch
 from torch import Tensor, nn
 
 from molnets.edges import Edges
-from molnets.networks.radial import cosine_cutoff, gaussians
+from molnets.networks.parts import cosine_cutoff, gaussians, perceptron
 from molnets.options import option
 from schnet_helpers import ElementEmbedding, expect_sizes
 
 
-def perceptron(width: int, hidden: int, out: int) -> nn.Sequential:
-    """Return dense - SiLU - dense."""
-    return nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, out))
+def velocity_gate(dim: int) -> nn.Sequential:
+    """Return φ_v, near 1 to begin with: what nothing pushes goes on."""
+    gate = perceptron(dim, dim, 1)
+    nn.init.ones_(gate[2].bias)
+    return gate
 
 
 class Layer(nn.Module):
@@ -134,7 +136,7 @@ class EGNNSimulator(nn.Module):
         super().__init__()
         expect_sizes(dim=dim, num_layers=num_layers)
         self.layers = nn.ModuleList(Layer(dim, num_edge_features) for _ in range(num_layers))
-        self.phi_v = nn.ModuleList(perceptron(dim, dim, 1) for _ in range(num_layers))
+        self.phi_v = nn.ModuleList(velocity_gate(dim) for _ in range(num_layers))
 
     def forward(
         self, h: Tensor, x: Tensor, v: Tensor, index: Tensor, a_ij: Tensor | None = None

@@ -32,7 +32,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from molnets.networks.egnn import perceptron
+from molnets.networks.egnn import velocity_gate
+from molnets.networks.parts import perceptron
 from schnet_helpers import expect, expect_sizes
 
 RIGID = 1e-3  # of the largest velocity: what may stretch a rod in the data, which may be rounded
@@ -132,7 +133,7 @@ class Kinematics(nn.Module):
     def __init__(self, dim: int, hinged: bool, learnable: bool) -> None:
         super().__init__()
         self.hinged = hinged
-        self.keep = perceptron(dim, dim, 1)
+        self.keep = velocity_gate(dim)
         self.weights = perceptron(dim + 1, dim, 2) if learnable else None
 
     def forward(self, h: Tensor, x: Tensor, v: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,7 +192,7 @@ class GMN(nn.Module):
         expect_sizes(dim=dim, num_layers=num_layers)
         layers = range(num_layers)
         self.interactions = nn.ModuleList(Interaction(dim, num_edge_features) for _ in layers)
-        self.free = nn.ModuleList(perceptron(dim, dim, 1) for _ in layers)
+        self.free = nn.ModuleList(velocity_gate(dim) for _ in layers)
         self.sticks = nn.ModuleList(Kinematics(dim, False, learnable) for _ in layers)
         self.hinges = nn.ModuleList(Kinematics(dim, True, learnable) for _ in layers)
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from molnets.edges import Edges
-from molnets.networks.radial import cosine_cutoff, gaussians
+from molnets.networks.parts import cosine_cutoff, gaussians, perceptron
 from molnets.options import option
 from schnet_helpers import ElementEmbedding, expect_sizes
 
@@ -42,7 +42,7 @@ class Message(nn.Module):
     def __init__(self, dim: int, num_gaussians: int, first: bool) -> None:
         super().__init__()
         width = (2 if first else 3) * dim
-        self.phi = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, width))
+        self.phi = perceptron(dim, dim, width)
         self.filters = nn.Linear(num_gaussians + 1, width, bias=False)
         self.dim = dim
 
@@ -68,7 +68,7 @@ class Update(nn.Module):
         super().__init__()
         self.U, self.V = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
         width = (2 if last else 3) * dim
-        self.a = nn.Sequential(nn.Linear(2 * dim, dim), nn.SiLU(), nn.Linear(dim, width))
+        self.a = perceptron(2 * dim, dim, width)
         self.dim = dim
 
     def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,8 +107,7 @@ class PaiNN(nn.Module):
         self.embedding = ElementEmbedding(dim)
         self.messages = nn.ModuleList(Message(dim, num_gaussians, n == 0) for n in range(last + 1))
         self.updates = nn.ModuleList(Update(dim, n == last) for n in range(last + 1))
-        hidden = max(1, dim // 2)
-        self.readout = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+        self.readout = perceptron(dim, max(1, dim // 2), 1)
 
     def atomic_energies(self, z: Tensor, edges: Edges) -> Tensor:
         """Return the energies of the atoms, (N, 1), from atomic numbers (N, 1) and edges."""

@@ -1,11 +1,11 @@
-"""What the networks share: the Gaussians of distances, and how a neighbour fades out."""
+"""What the networks share: Gaussians of distances, how a neighbour fades out, two dense layers."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from schnet_helpers import RadialExpansion, expect_positive, expect_sizes
 
@@ -31,3 +31,8 @@ def cosine_cutoff(d_ij: Tensor, cutoff: float) -> Tensor:
     """Return ½ (cos(π d / r_c) + 1) below r_c and 0 from there on: (E,) -> (E, 1)."""
     fade = 0.5 * (torch.cos(math.pi / cutoff * d_ij) + 1) * (d_ij < cutoff)
     return fade.unsqueeze(1)
+
+
+def perceptron(width: int, hidden: int, out: int) -> nn.Sequential:
+    """Return dense - SiLU - dense."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, out))
