@@ -43,7 +43,7 @@ from molnets.options import option
 from schnet_helpers import ElementEmbedding, expect_positive, expect_sizes
 
 EXPONENT = 5  # of the envelope, as in [1]
-SAME = 1e-3  # of the cutoff: two images are further apart
+SAME = 1e-3  # of an edge's length: two images are further apart
 
 
 def pairs_of_edges(edges: Edges, num_atoms: int) -> tuple[Tensor, Tensor]:
@@ -58,11 +58,9 @@ def pairs_of_edges(edges: Edges, num_atoms: int) -> tuple[Tensor, Tensor]:
     first = ends_in.cumsum(0) - ends_in
     ji, at = repeated(torch.arange(len(j), device=j.device), ends_in[j])
     kj = order[first[j[ji]] + at]
-    with torch.no_grad():  # k -> j -> i turns back: k = i, and the two vectors cancel
-        way = edges.vector[kj] + edges.vector[ji]
-        longest = way.abs().amax(dim=1)
-        scale = edges.vector[ji].abs().amax(dim=1)
-    onward = (j[kj] != i[ji]) | (longest > SAME * scale)
+    r = edges.vector.detach()  # k -> j -> i turns back: k = i, and the two vectors cancel
+    apart = (r[kj] + r[ji]).abs().amax(dim=1) > SAME * r[ji].abs().amax(dim=1)
+    onward = (j[kj] != i[ji]) | apart
     return kj[onward], ji[onward]
 
 

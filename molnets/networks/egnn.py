@@ -30,8 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from molnets.edges import Edges
-from molnets.networks.parts import cosine_cutoff, gaussians, perceptron
-from molnets.options import option
+from molnets.networks.parts import AtomSizes, cosine_cutoff, gaussians, perceptron
 from schnet_helpers import ElementEmbedding, expect_sizes
 
 
@@ -165,14 +164,8 @@ class EGNNSimulator(nn.Module):
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """The sizes of an EGNN; `gamma` 0 stands for Gaussians as wide as they are apart."""
-
-    dim_embedding: int = option(64, "features of an atom")
-    num_interactions: int = option(3, "layers")
-    num_gaussians: int = option(25, "Gaussians of the radial expansion")
-    cutoff: float = option(5.0, "cutoff, in the data's length unit")
-    gamma: float = option(0.0, "of the Gaussians, 1 / length**2; 0: as wide as they are apart")
+class Sizes(AtomSizes):
+    """The sizes of an EGNN."""
 
     def build(self) -> EGNN:
         """Return a new EGNN."""

@@ -29,8 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from molnets.edges import Edges
-from molnets.networks.parts import cosine_cutoff, gaussians, perceptron
-from molnets.options import option
+from molnets.networks.parts import AtomSizes, cosine_cutoff, gaussians, perceptron
 from schnet_helpers import ElementEmbedding, expect_sizes
 
 TINY = 1e-8  # under the root of |V v|², whose slope at 0 is none
@@ -121,14 +120,8 @@ class PaiNN(nn.Module):
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """The sizes of a PaiNN; `gamma` 0 stands for Gaussians as wide as they are apart."""
-
-    dim_embedding: int = option(64, "features of an atom")
-    num_interactions: int = option(3, "blocks of a message and an update")
-    num_gaussians: int = option(25, "Gaussians of the radial expansion")
-    cutoff: float = option(5.0, "cutoff, in the data's length unit")
-    gamma: float = option(0.0, "of the Gaussians, 1 / length**2; 0: as wide as they are apart")
+class Sizes(AtomSizes):
+    """The sizes of a PaiNN."""
 
     def build(self) -> PaiNN:
         """Return a new PaiNN."""
