@@ -185,10 +185,8 @@ def within(edges: Edges, cutoff: float) -> tuple[Edges, Tensor]:
     """Return the edges shorter than the cutoff and their lengths: others would cost pairs."""
     d_ij = torch.linalg.vector_norm(edges.vector, dim=1)
     near = (d_ij.detach() < cutoff).nonzero().squeeze(1)
-    if len(near) == len(d_ij):
-        return edges, d_ij
-    near_edges = Edges(edges.index.index_select(1, near), edges.vector.index_select(0, near))
-    return near_edges, d_ij.index_select(0, near)
+    index, vector = edges.index.index_select(1, near), edges.vector.index_select(0, near)
+    return Edges(index, vector), d_ij.index_select(0, near)
 
 
 @dataclass(frozen=True)
