@@ -1,6 +1,7 @@
 # make report   the sheet's notebook, executed, and its PDF    make notebook  open it in Jupyter
-# make md       the same for the notebook on dynamics          make lint, make clean
+# make md       the same for the notebook on dynamics          make molnets  and on the networks
 # make test     all tests but the slow ones                    make test MARKS=  all tests
+# make lint, make clean
 # AUTHOR="…" MATRICULATION="…" COURSE="…" SHEET="…" DUE="…" stand in the PDF in place of the
 # notebook's metadata.
 # TORCH_CLUSTER=no sets up without compiling torch_cluster.
@@ -16,7 +17,7 @@ FALLBACK = the graph is built without it, with the same edges
 export AUTHOR MATRICULATION COURSE SHEET DUE
 unexport VIRTUAL_ENV  # another environment may be active; IPython would warn of it
 
-.PHONY: report md test notebook lint clean
+.PHONY: report md molnets test notebook lint clean
 .DELETE_ON_ERROR:
 
 report: NAME := schnet_assignment
@@ -24,7 +25,10 @@ report: TIME := about a minute
 md: NAME := schnet_md
 md: TIME := seven to eight minutes
 
-report md: $(READY)
+molnets: NAME := molnets
+molnets: TIME := about two minutes
+
+report md molnets: $(READY)
 	@echo "Running $(NAME).ipynb: $(TIME)."
 	@$(NBCONVERT) --execute --inplace --ExecutePreprocessor.record_timing=False \
 	  --ExecutePreprocessor.extra_arguments=--log-level=ERROR $(NAME).ipynb

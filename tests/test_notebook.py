@@ -23,10 +23,11 @@ from report.pdf_exporter import TypstPDFExporter
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SCHNET_DATA", ROOT.parent / "shared" / "data"))
-FIGURES = {"schnet_assignment": 7, "schnet_md": 9}
+FIGURES = {"schnet_assignment": 7, "schnet_md": 9, "molnets": 4}
 RUNS = [
     ("schnet_assignment", "torch_cluster"),
     ("schnet_assignment", "torch"),
+    pytest.param(("molnets", "torch_cluster"), marks=pytest.mark.slow),
     pytest.param(("schnet_md", "torch_cluster"), marks=pytest.mark.slow),
 ]
 RTOL = 0.02  # of numbers in plain notation, besides one unit in the last digit printed
@@ -185,7 +186,9 @@ def fill_of(page: pypdf.PageObject) -> float:
     return 1 - (min(found) - 45) / (height - 45)
 
 
-@pytest.mark.parametrize("name, most_pages", [("schnet_assignment", 18), ("schnet_md", 12)])
+@pytest.mark.parametrize(
+    "name, most_pages", [("schnet_assignment", 18), ("schnet_md", 12), ("molnets", 14)]
+)
 def test_committed_pdf_is_the_committed_notebook(tmp_path, name, most_pages):
     about, notebook = {"metadata": {"name": name, "path": str(ROOT)}}, read(name)
     pdf, _ = TypstPDFExporter().from_notebook_node(notebook, about)
