@@ -12,9 +12,9 @@ Units:  the caller's length unit.
 | E_i = Σ_ν Σ_P w_{Z_i,P} B_{i,P}                                     | the caller's least squares |
 
 A is a sum over single neighbours: two bodies, an atom and one other. A product of ν of them is a
-sum over ν neighbours: body order ν + 1, at the cost of a product. The 3j symbols, e3nn's for real
-spherical harmonics, couple it to a number that no rotation changes, and no mirror where the sum of
-the degrees is even.
+sum over ν neighbours, some of them equal: bodies up to ν + 1, at the cost of a product. The 3j
+symbols, e3nn's for real spherical harmonics, couple it to a number that no rotation changes, and
+no mirror where the sum of the degrees is even.
 
 [1] Drautz, Phys. Rev. B 99, 014104 (2019).
 """
@@ -60,7 +60,7 @@ class ClusterExpansion(nn.Module):
         couplings: the products, order by order.
 
     Raises:
-        ValueError: for more orders, or sizes that are not positive.
+        ValueError: for more orders, sizes that are not positive, or elements that repeat.
     """
 
     def __init__(self, elements: list[int], orders: list[Order], cutoff: float) -> None:
@@ -68,6 +68,9 @@ class ClusterExpansion(nn.Module):
         expect(1 <= len(orders) <= 3, "orders", "one to three", len(orders))
         for order in orders:
             expect_sizes(num_radial=order.num_radial)
+            expect(order.l_max >= 0, "l_max", "a number, 0 or more", order.l_max)
+        different = len(elements) == len({*elements}) > 0
+        expect(different, "elements", "different atomic numbers", elements)
         self.cutoff, self.orders = float(cutoff), list(orders)
         self.register_buffer("elements", torch.tensor(elements))
         self.num_radial = max(order.num_radial for order in orders)
@@ -90,6 +93,8 @@ class ClusterExpansion(nn.Module):
         R = torch.sin(math.pi / self.cutoff * d_ij.unsqueeze(1) * n) / d_ij.unsqueeze(1)
         R = R * cosine_cutoff(d_ij, self.cutoff)  # (E, n)
         of_element = (z == self.elements).to(d_ij.dtype)  # (N, elements)
+        expected = f"atomic numbers among {self.elements.tolist()}"
+        expect(of_element.any(dim=1).all(), "z", expected, z.unique().tolist())
         Rz = R.unsqueeze(2) * of_element[j].unsqueeze(1)  # (E, n, elements)
         degrees = list(range(self.l_max + 1))
         Y = spherical_harmonics(degrees, r_ij, normalize=True, normalization="component")

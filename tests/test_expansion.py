@@ -41,6 +41,7 @@ def test_counts_are_those_of_a_list():
     # (0 0 0), (2 2 2): multisets of 3 of 4; (0 1 1), (0 2 2), (1 1 2): 4 times pairs
     assert three == 2 * (4 * 5 * 6 // 6) + 3 * 4 * (4 * 5 // 2)
     z, edges = neighbourhood(3)
+    z[z == 6] = 8
     assert model.double()(z, edges).shape == (4, one + two + three)
 
 
@@ -93,7 +94,26 @@ def test_what_couples_to_a_number():
     assert invariant((1, 1, 2)) and not invariant((0, 1, 2)) and not invariant((1, 1, 1))
 
 
-@pytest.mark.parametrize("orders", [[], [Order(1, 0)] * 4, [Order(0, 0)]])
-def test_wrong_orders_are_errors(orders):
-    with pytest.raises(ValueError, match=r"orders: expected one to three|num_radial: expected"):
-        ClusterExpansion([1], orders, 3.0)
+@pytest.mark.parametrize(
+    "elements, orders, message",
+    [
+        ([1], [], "orders: expected one to three, got 0"),
+        ([1], [Order(1, 0)] * 4, "orders: expected one to three, got 4"),
+        ([1], [Order(0, 0)], "num_radial: expected a positive integer, got 0"),
+        ([1], [Order(1, -1)], "l_max: expected a number, 0 or more, got -1"),
+        ([1, 6, 1], [Order(1, 0)], "elements: expected different atomic numbers"),
+        ([], [Order(1, 0)], "elements: expected different atomic numbers"),
+    ],
+)
+def test_wrong_orders_are_errors(elements, orders, message):
+    with pytest.raises(ValueError, match=message):
+        ClusterExpansion(elements, orders, 3.0)
+
+
+def test_other_elements_are_an_error():
+    z, pos, batch = molecules()
+    model = ClusterExpansion([1, 6], [Order(1, 0)], 3.0).double()
+    with pytest.raises(
+        ValueError, match=r"z: expected atomic numbers among \[1, 6\], got \[1, 6, 8\]"
+    ):
+        model(z, Graph(3.0).edges(pos, batch))

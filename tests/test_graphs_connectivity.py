@@ -93,6 +93,7 @@ def test_bonds_are_those_of_chemistry(name, num_bonds):
         (lambda: NearestGraph(3, -5.0), "cutoff: expected a positive finite number"),
         (lambda: NearestGraph(3, 5.0, "mutual"), "symmetry: expected one of .* got 'mutual'"),
         (lambda: BondGraph(torch.tensor([0, 6])), r"z: expected atomic numbers .* got \[0\]"),
+        (lambda: BondGraph(torch.tensor([97])), r"z: expected atomic numbers .* got \[97\]"),
         (lambda: BondGraph(torch.tensor([6.5])), r"z: expected atomic numbers .* got \[6.5\]"),
         (lambda: BondGraph(torch.tensor([6]), factor=0.0), "factor: expected a positive"),
         (

@@ -145,6 +145,8 @@ def test_atoms_on_a_line_can_be_trained_on():
     [
         ({"dim_embedding": 0}, "dim_embedding: expected a positive integer, got 0"),
         ({"num_spherical": -1}, "num_spherical: expected a positive integer, got -1"),
+        ({"num_spherical": 1}, "num_spherical: expected 2 to 8, got 1"),
+        ({"num_spherical": 9}, "num_spherical: expected 2 to 8, got 9"),
         ({"dim_pair": 0}, "dim_pair: expected a positive integer, got 0"),
         ({"cutoff": -1.0}, "cutoff: expected a positive finite number, got -1.0"),
     ],
@@ -152,9 +154,3 @@ def test_atoms_on_a_line_can_be_trained_on():
 def test_wrong_sizes_are_errors(sizes, message):
     with pytest.raises(ValueError, match=message):
         DimeNet(**sizes)
-
-
-def test_one_angular_function_is_enough():
-    model = DimeNet(8, 1, 1, 3, 8, 5, 10, CUTOFF).double()
-    z, pos, batch = molecules()
-    assert model.atomic_energies(z, Graph(CUTOFF).edges(pos, batch)).isfinite().all()

@@ -14,13 +14,14 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import covalent_radii
 from torch import Tensor
 
 from molnets.checks import expect, expect_positive, expect_size, sample_sizes
 from molnets.edges import Edges, Graph
 from molnets.potential import Potential
 
+HEAVIEST = 96  # curium: beyond it ASE has a number for a radius that nobody measured
 EQUAL = 1e-6  # relative difference of distances below which two neighbours are as near
 SYMMETRIES = ("directed", "either", "both")
 
@@ -97,11 +98,10 @@ class BondGraph:
         expect_positive("factor", factor)
         expect_positive("unit", unit)
         z = z.reshape(-1)
-        known = (z > 0) & (z < len(covalent_radii)) & (z == z.long())
-        expected = f"atomic numbers from 1 to {len(covalent_radii) - 1}"
+        known = (z > 0) & (z <= HEAVIEST) & (z == z.long())
+        expected = f"atomic numbers from 1 to {HEAVIEST}"
         expect(known.all(), "z", expected, z[~known].tolist())
         self.reach = torch.tensor(covalent_radii)[z.long()] * factor / unit  # (N,)
-        self.symbols = [chemical_symbols[int(number)] for number in z]
         self.cutoff = 2 * float(self.reach.max())
         self._graph = Graph(self.cutoff)
 

@@ -6,17 +6,17 @@ Units:  the caller's length unit; x = d / r_c.
 
 | equation                                                          | code                         |
 | ----------------------------------------------------------------- | ---------------------------- |
-| e_n(d_ji) = u(x) sin(nπ x), [1] (7), u(x) the envelope of (8)     | PyG's `BesselBasisLayer`     |
-| a_ln(d_kj, α) = u(x) N_ln j_l(z_ln x) Y_l0(α), [1] (6)            | `AngularBasis`               |
+| e_n(d_ji) = u(x) sin(nπ x), [1] (7), u(x) the envelope (8) over x | PyG's `BesselBasisLayer`     |
+| a_ln(d_kj, α) = u(x) N_ln j_l(z_ln x) Y_l0(α), as [1] (6)         | `AngularBasis`               |
 | m_ji = σ(W [h_j, h_i, e_ji])                                      | PyG's `EmbeddingBlock`       |
-| m_ji' = f(m_ji, Σ_k m_kj ∘ e_ji ∘ a_kj,ji), figure 2 of [2]       | PyG's `InteractionPPBlock`   |
+| m_ji' = f(m_ji, Σ_k m_kj ∘ e_kj ∘ a_kj,ji), as figure 2 of [2]    | PyG's `InteractionPPBlock`   |
 | E_i = Σ_blocks dense(Σ_j (W e_ji) ∘ m_ji)                         | PyG's `OutputPPBlock`        |
 
-The angle is the one at atom j, between k -> j and j -> i: 0 if the three lie on a line. The cosine
-is enough, since Y_l0 is a Legendre polynomial of it; no arc, whose slope at 0 and π is none. Pairs
-that turn back by the same edge, k = i in the same image, are left out; k = i in another one stays.
-All that a message does is multiplied by e_ji or a_kj, which are zero at the cutoff with two
-derivatives: the energy is smooth though messages have biases.
+As in the public code, u divides (6) by x as well, and m_kj is multiplied by its own e_kj where the
+papers write e_ji. The angle is the one at atom j, between k -> j and j -> i: 0 straight on. Its
+cosine is enough, Y_l0 being a polynomial of it. Pairs that turn back by the same edge, k = i in the
+same image, are left out. What leaves or enters an edge is multiplied by its e or a, zero at the
+cutoff with two derivatives: the energy is smooth though messages have biases.
 
 [1] Gasteiger, Groß & Günnemann, ICLR 2020, arXiv:2003.03123.
 [2] Gasteiger, Giri, Margraf & Günnemann, NeurIPS workshop 2020, arXiv:2011.14115.
@@ -40,7 +40,7 @@ from torch_geometric.nn.models.dimenet_utils import Jn_zeros
 
 from molnets.edges import Edges, repeated
 from molnets.options import option
-from schnet_helpers import ElementEmbedding, expect_positive, expect_sizes
+from schnet_helpers import ElementEmbedding, expect, expect_positive, expect_sizes
 
 EXPONENT = 5  # of the envelope, as in [1]
 SAME = 1e-3  # of an edge's length: two images are further apart
@@ -70,8 +70,8 @@ class AngularBasis(nn.Module):
     a_ln(d, α) = u(x) √2 j_l(z_ln x) / |j_{l+1}(z_ln)| · √((2l + 1) / 4π) P_l(cos α)
 
     with z_ln the n-th zero of the spherical Bessel function j_l. Both come from the recurrences of
-    j_l and P_l, in float64, where they lose few digits: all at once, in place of the formulas of
-    PyG's layer, one for each of the functions, with z_ln and the norm to seven digits.
+    j_l and P_l, in float64 and up to l = 7, where they lose few digits: all at once, in place of
+    PyG's formulas, one for each function, with z_ln and the norm to seven digits.
 
     Args:
         num_spherical: how many l.
@@ -97,7 +97,7 @@ class AngularBasis(nn.Module):
         for m in range(1, len(self.zeros) - 1):
             P.append(((2 * m + 1) * x * P[m] - m * P[m - 1]) / (m + 1))
         Y = [math.sqrt((2 * m + 1) / (4 * math.pi)) * p for m, p in enumerate(P)]
-        Y = torch.stack(Y[: len(self.zeros)], dim=1).to(d_ij.dtype)  # (T, L)
+        Y = torch.stack(Y, dim=1).to(d_ij.dtype)  # (T, L)
         radial = radial.to(d_ij.dtype).index_select(0, kj)
         return (radial * Y.unsqueeze(2)).flatten(1)
 
@@ -125,7 +125,7 @@ class DimeNet(nn.Module):
     Args:
         dim_embedding: number of features F of an edge.
         num_interactions: number of interaction blocks.
-        num_spherical: number of angular functions, two or more.
+        num_spherical: number of angular functions, 2 to 8.
         num_radial: number of radial functions.
         dim_pair: features of a pair of edges.
         dim_basis: features of the bases.
@@ -147,6 +147,7 @@ class DimeNet(nn.Module):
             num_spherical=num_spherical, num_radial=num_radial, dim_pair=dim_pair,
             dim_basis=dim_basis, dim_output=dim_output,
         )  # fmt: skip
+        expect(2 <= num_spherical <= 8, "num_spherical", "2 to 8", num_spherical)
         expect_positive("cutoff", cutoff)
         self.cutoff, act = float(cutoff), nn.functional.silu
         self.rbf = BesselBasisLayer(num_radial, cutoff, EXPONENT)
@@ -195,7 +196,7 @@ class Sizes:
 
     dim_embedding: int = option(64, "features of an edge")
     num_interactions: int = option(3, "interaction blocks")
-    num_spherical: int = option(7, "angular functions")
+    num_spherical: int = option(7, "angular functions, 2 to 8")
     num_radial: int = option(6, "radial functions")
     dim_pair: int = option(32, "features of a pair of edges")
     dim_basis: int = option(8, "features of the bases")

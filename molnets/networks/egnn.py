@@ -17,7 +17,8 @@ images as well. Here a_ij are Gaussians of the true distance; m_ij and φ_x(m_ij
 cutoff, and C = 1 / (1 + Σ_j fade_ij), since a count of neighbours would jump when one leaves. The
 last layer moves nothing: no energy would see it.
 
-`EGNNSimulator` moves particles with velocities, over edges that are given, with C = 1 / |N(i)|.
+`EGNNSimulator` moves particles over edges that are given, with C = 1 / |N(i)| and v_i of the layer
+before, where (7) of [1] has the velocity that came in. (6) is taken in its residual form.
 
 [1] Satorras, Hoogeboom & Welling, ICML 2021, arXiv:2102.09844.
 """
