@@ -89,7 +89,7 @@ class ClusterExpansion(nn.Module):
 
         (j, i), r_ij = edges
         d_ij = torch.linalg.vector_norm(r_ij, dim=1)
-        n = torch.arange(1, self.num_radial + 1, dtype=d_ij.dtype)
+        n = torch.arange(1, self.num_radial + 1).to(d_ij)
         R = torch.sin(math.pi / self.cutoff * d_ij.unsqueeze(1) * n) / d_ij.unsqueeze(1)
         R = R * cosine_cutoff(d_ij, self.cutoff)  # (E, n)
         of_element = (z == self.elements).to(d_ij.dtype)  # (N, elements)

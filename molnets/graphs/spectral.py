@@ -32,7 +32,7 @@ def adjacency(index: Tensor, num_nodes: int, dtype: torch.dtype = torch.float64)
     Raises:
         ValueError: for an edge without its reverse, or from a node to itself.
     """
-    A = torch.zeros(num_nodes, num_nodes, dtype=dtype)
+    A = torch.zeros(num_nodes, num_nodes, dtype=dtype, device=index.device)
     A[index[1], index[0]] = 1
     expect_undirected(A, "index")
     return A
@@ -63,7 +63,7 @@ def normalized_laplacian(A: Tensor) -> Tensor:
 
 def chebyshev_polynomials(x: Tensor, order: int) -> list[Tensor]:
     """Return T_0 … T_K of a square matrix, by their recurrence."""
-    T = [torch.eye(len(x), dtype=x.dtype), x]
+    T = [torch.eye(len(x)).to(x), x]
     for _ in range(order - 1):
         T.append(2 * x @ T[-1] - T[-2])
     return T[: order + 1]
@@ -78,7 +78,7 @@ def chebyshev_convolution(A: Tensor, x: Tensor, theta: Tensor, largest: float = 
         theta: θ, (K + 1,).
         largest: λ, the largest eigenvalue of L_sym or a bound.
     """
-    shifted = 2 / largest * normalized_laplacian(A) - torch.eye(len(A), dtype=A.dtype)
+    shifted = 2 / largest * normalized_laplacian(A) - torch.eye(len(A)).to(A)
     T = chebyshev_polynomials(shifted, len(theta) - 1)
     return sum(weight * matrix @ x for weight, matrix in zip(theta, T, strict=True))
 
@@ -86,6 +86,6 @@ def chebyshev_convolution(A: Tensor, x: Tensor, theta: Tensor, largest: float = 
 def graph_convolution(A: Tensor, x: Tensor, W: Tensor) -> Tensor:
     """Return (D + I)^{−1/2} (A + I) (D + I)^{−1/2} x W [2], (N, F) -> (N, F')."""
     expect_undirected(A)
-    loops = A + torch.eye(len(A), dtype=A.dtype)
+    loops = A + torch.eye(len(A)).to(A)
     scale = loops.sum(dim=1).rsqrt()
     return (scale.view(-1, 1) * loops * scale) @ x @ W
