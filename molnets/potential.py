@@ -74,6 +74,10 @@ def _energies_and_pulls(
         energy_i = network.atomic_energies(z, Edges(edges.index, vector))
         return energy_i.sum(), energy_i
 
+    if torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+        with torch.inference_mode(False):  # what was made in that mode cannot be differentiated
+            z, edges = z.clone(), Edges(*(part.clone() for part in edges))
+            return _energies_and_pulls(network, z, edges, create_graph)
     if torch.compiler.is_compiling():  # torch.compile knows this form of a derivative only
         pull, energy_i = torch.func.grad(total, has_aux=True)(edges.vector)
         return energy_i, pull

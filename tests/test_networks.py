@@ -48,6 +48,14 @@ class TestEveryNetwork(PotentialContract):
         assert alone.shape == (10, 1)
         assert (alone - expected).abs().min() > 1e-4  # control: what is nearer does count
 
+    def test_forces_in_inference_mode(self, model):
+        atoms = crystals()
+        expected = model.energy_forces_virial(*atoms)
+        with torch.inference_mode():
+            copies = [part.clone() for part in atoms]
+            for actual, wanted in zip(model.energy_forces_virial(*copies), expected, strict=True):
+                assert_equal(actual, wanted, atol=0)
+
     def test_a_new_network_is_not_silent(self, network):
         torch.manual_seed(1)
         fresh = Potential(small(self.name)).double()  # as it is built: no parameter is shaken
