@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -167,6 +168,7 @@ def test_comparison_sees_words_and_numbers(old, new, same):
     assert (differences(old, new) == []) == same
 
 
+@cache  # it takes seconds
 def texts_of(path: Path) -> list[str]:
     """Return the text of each page, without spaces: where a PDF has them is a guess."""
     return ["".join(page.extract_text().split()) for page in pypdf.PdfReader(path).pages]
