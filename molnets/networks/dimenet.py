@@ -70,8 +70,8 @@ class AngularBasis(nn.Module):
     a_ln(d, α) = u(x) √2 j_l(z_ln x) / |j_{l+1}(z_ln)| · √((2l + 1) / 4π) P_l(cos α)
 
     with z_ln the n-th zero of the spherical Bessel function j_l. Both come from the recurrences of
-    j_l and P_l, in float64 and up to l = 7, where they lose few digits: all at once, in place of
-    PyG's formulas, one for each function, with z_ln and the norm to seven digits.
+    j_l and P_l, in float64 and up to l = 7, where they lose few digits: all at once, not one by one
+    as PyG's, whose z_ln and norms have seven digits. No buffers: `.float()` would round them.
 
     Args:
         num_spherical: how many l.
@@ -88,7 +88,8 @@ class AngularBasis(nn.Module):
             value, above = j[:-1].diagonal().T, j[1:].diagonal().T  # (L, n)
             order = torch.arange(num_spherical).view(-1, 1)
             zeros = zeros - value / (order / zeros * value - above)
-        self.zeros = zeros.tolist()  # a buffer of float64 would be rounded by `.float()`
+        ends = torch.stack(spherical_bessel(zeros))[1:].diagonal().T  # (L, n)
+        self.zeros, self.norms = zeros.tolist(), (math.sqrt(2) / ends.abs()).tolist()
 
     def forward(self, d_ij: Tensor, cos_angle: Tensor, kj: Tensor) -> Tensor:
         """Return the functions of all pairs, (E,), (T,), (T,) -> (T, L n)."""
@@ -103,11 +104,10 @@ class AngularBasis(nn.Module):
 
     def radial(self, x: Tensor) -> Tensor:
         """Return u(x) N_ln j_l(z_ln x), (E,) -> (E, L, n)."""
-        zeros = torch.tensor(self.zeros, dtype=x.dtype, device=x.device)  # (L, n)
-        ends = torch.stack([order[m] for m, order in enumerate(spherical_bessel(zeros)[1:])])
+        zeros, norms = x.new_tensor([self.zeros, self.norms])  # (L, n) each
         values = spherical_bessel(x.view(-1, 1, 1) * zeros)[:-1]
         values = torch.stack([order[:, m] for m, order in enumerate(values)], dim=1)
-        return self.envelope(x).view(-1, 1, 1) * values * math.sqrt(2) / ends.abs()
+        return self.envelope(x).view(-1, 1, 1) * values * norms
 
 
 def spherical_bessel(x: Tensor) -> list[Tensor]:
