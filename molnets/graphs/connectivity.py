@@ -17,7 +17,7 @@ import torch
 from ase.data import covalent_radii
 from torch import Tensor
 
-from molnets.checks import expect, expect_positive, expect_size, sample_sizes
+from molnets.checks import as_pbc, expect, expect_positive, expect_size, sample_sizes
 from molnets.edges import Edges, Graph
 from molnets.potential import Potential
 
@@ -65,10 +65,11 @@ class NearestGraph:
         order = d_ij.argsort(stable=True)
         order = order[i[order].argsort(stable=True)]  # by receiver, the nearest first
         found = i.bincount(minlength=len(pos))  # (N,)
-        there = (
-            (sample_sizes(batch) - 1)[batch] if cells is None else torch.full_like(found, self.k)
-        )
-        wanted = there.clamp(max=self.k)
+        there = sample_sizes(batch) - 1  # (B,)
+        if cells is not None:
+            periodic = as_pbc(True if pbc is None else pbc, len(there)).any(dim=1)
+            there = torch.where(periodic.to(there.device), self.k, there)
+        wanted = there[batch].clamp(max=self.k)
         few = (found < wanted).nonzero().flatten().tolist()
         expected = f"one that holds the {self.k} nearest of every atom"
         expect(not few, "cutoff", expected, f"{self.cutoff}, which does not for atoms {few[:5]}")
