@@ -68,6 +68,7 @@ $(READY): requirements.txt pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r $(VENV)/wheels.txt
 	@$(MAKE) --no-print-directory torch_cluster
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c 'from molnets.tables import prepare; prepare()'
 	@touch $@
 
 # torch_cluster comes as source only and its set-up imports torch, hence --no-build-isolation. All its

@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numba
 import torch
 import torch_geometric
 from torch import Tensor
@@ -53,7 +52,7 @@ from benchmarks.peers_page import call_table, draw, page, speed_table
 from molnets.edges import Graph
 from molnets.files import write_json
 from molnets.potential import Potential, energy_and_forces
-from molnets.tables import SplineSchNet, tabulated
+from molnets.tables import SplineSchNet, compiler_version, tabulated
 
 ROUNDS = 6
 SIZES = {"PyG": (100, 1000, 8000), "tables": (100, 1000, 8000, 64_000, 1_000_000)}
@@ -198,7 +197,7 @@ def machine() -> str:
     """Return the versions and the machine."""
     return (
         f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, "
-        f"PyG {torch_geometric.__version__}, numba {numba.__version__}."
+        f"PyG {torch_geometric.__version__}, {compiler_version()}."
     )
 
 

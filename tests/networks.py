@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fake_data import fake_trajectory
+from molnets.networks.painn import PaiNN
 from schnet_helpers import ElementEmbedding, SchNet
 
 
@@ -14,6 +15,17 @@ def schnet(
 ) -> SchNet:
     torch.manual_seed(0)
     model = SchNet(16, 12, blocks, 10, cutoff, gamma, embedding=ElementEmbedding(16))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model.to(dtype)
+
+
+def painn(
+    dtype: torch.dtype = torch.float64, cutoff: float = 2.5, gamma: float = 4.0, blocks: int = 2
+) -> PaiNN:
+    torch.manual_seed(0)
+    model = PaiNN(12, blocks, 10, cutoff, gamma)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

@@ -584,7 +584,7 @@ def test_new_network_is_trained_tested_moved_and_loaded(toy, start, tmp_path, ca
                    "--epochs=2", "--num-validation=4", "--num-test=4"])  # fmt: skip
     assert metrics["network"] == "toy"
     assert metrics["sizes"] == {"cutoff": 2.5, "strength": 0.5}
-    assert "No tables of filters (Toy)" in capsys.readouterr().err
+    assert "the network is a Toy" in capsys.readouterr().err
     potential = checkpoint.load(out / "best.pt")
     assert type(potential.network).__name__ == "Toy" and potential.cutoff == 2.5
     raw = checkpoint.read(out / "last.pt")["raw"]["network.weight"]

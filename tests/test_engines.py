@@ -115,7 +115,7 @@ def test_tables_are_for_schnet_alone(potential, capsys):
     sizes = dataclasses.asdict(SIZES) | {"gamma": 4.0}
     potential.network = Doubled(**sizes).double()
     assert isinstance(make_engine("spline", potential), PlainForces)
-    assert "No tables of filters (Doubled)" in capsys.readouterr().err
+    assert "the network is a Doubled" in capsys.readouterr().err
     assert isinstance(make_engine("plain", potential), PlainForces)
 
 

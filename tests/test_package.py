@@ -34,7 +34,6 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 NETWORKS_MAY = {"schnet_helpers", "checks", "options", "edges"}
 # Imported where they are, and done without where not: notebooks' modules, and the sheet's search.
 OPTIONAL = {"IPython", "matplotlib_inline", "torch_cluster", "e3nn"}
-PARTS_OF = {"llvmlite": "numba"}  # that come with a dependency
 
 
 def sources() -> dict[str, Path]:
@@ -103,7 +102,7 @@ def test_the_package_s_own_names_are_loaded_when_they_are_used():
 
 ALONE = """
 import importlib, os, sys
-for heavy in ("torch", "torch_geometric.nn.models.schnet", "numba", "ase.io", "matplotlib.pyplot",
+for heavy in ("torch", "torch_geometric.nn.models.schnet", "ase.io", "matplotlib.pyplot",
               "vesin", "tqdm", "torch.distributed"):
     importlib.import_module(heavy)  # what is not ours: once for all
 for name in sys.argv[1:]:
@@ -206,7 +205,7 @@ def test_everything_that_is_imported_is_a_dependency():
     ours = {"molnets", *TOPS}
     imports = {each.split(".")[0] for path in MODULES.values() for each in imported(path)}
     others = imports - ours - set(sys.stdlib_module_names) - OPTIONAL
-    assert {PARTS_OF.get(name, name) for name in others} == needs
+    assert set(others) == needs
 
 
 def test_version_is_said_once():
@@ -245,7 +244,7 @@ def in_shell(*command: object, cwd: Path, **more: str) -> str:
 def build_wheel(folder: Path) -> Path:
     """Build the wheel from a copy of the tree, so that nothing is left in the tree itself."""
     tree = folder / "tree"
-    ignore = shutil.ignore_patterns("__pycache__", "*.nbc", "*.nbi")
+    ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "molnets", tree / "molnets", ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE", *(f"{top}.py" for top in TOPS)):
         shutil.copy(ROOT / name, tree / name)
@@ -266,7 +265,8 @@ def test_wheel_holds_the_modules_and_its_version(tmp_path):
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = archive.read(f"molnets-{molnets.__version__}.dist-info/METADATA").decode()
-    assert names == {str(path.relative_to(ROOT)) for path in MODULES.values()}
+    paths = [*MODULES.values(), *(ROOT / "molnets/tables/engine").glob("*.[ch]*")]
+    assert names == {str(path.relative_to(ROOT)) for path in paths}
     assert f"\nVersion: {molnets.__version__}\n" in metadata
 
 

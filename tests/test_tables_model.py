@@ -6,7 +6,6 @@ import copy
 import gc
 import weakref
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -14,11 +13,11 @@ from contract import EnergyModelContract, assert_equal
 from networks import cluster, schnet
 from torch import Tensor, nn
 
-from molnets.coupling.ase import ModelCalculator
 from molnets.edges import Graph
 from molnets.potential import Potential, by_autograd, energy_and_forces
-from molnets.tables import SplineSchNet, passes, tabulated
+from molnets.tables import SplineSchNet, splines, tabulated
 from molnets.tables import model as table_model
+from molnets.tables.library import NoLibraryError
 from molnets.training import PlainForces, make_engine
 from schnet_helpers import ElementEmbedding, RadiusInteractionGraph, SchNet
 
@@ -69,21 +68,6 @@ def test_flat_and_linear_samples():
     z, plain = torch.ones(244, 1), schnet()
     expected = plain(z, pos, batch).detach()
     assert_equal(energy_and_forces(SplineSchNet(plain), z, pos, batch)[0], expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(("dtype", "relative"), [(np.float32, 5e-6), (np.float64, 1e-15)])
-def test_softplus_and_sigmoid(dtype, relative):
-    @numba.njit
-    def both(s, softplus, sigmoid):
-        for i in range(len(s)):
-            softplus[i], sigmoid[i] = passes.softplus_and_sigmoid(s[i])
-
-    s = np.linspace(-80, 80, 4001).astype(dtype)
-    softplus, sigmoid = np.empty_like(s), np.empty_like(s)
-    both(s, softplus, sigmoid)
-    exact = s.astype(np.float64)
-    np.testing.assert_allclose(softplus, np.logaddexp(0, exact), rtol=relative, atol=1e-7)
-    np.testing.assert_allclose(sigmoid, 1 / (1 + np.exp(-exact)), rtol=relative, atol=1e-7)
 
 
 def test_gradients_by_autograd_are_those_of_the_plain_network():
@@ -175,8 +159,7 @@ def test_one_model_for_changing_atoms_and_samples():
 
 def test_tables_are_made_once_for_the_same_weights(monkeypatch):
     model, made = SplineSchNet(schnet()), []
-    tabulate = model._tabulate
-    monkeypatch.setattr(model, "_tabulate", lambda: made.append(0) or tabulate())
+    monkeypatch.setattr(table_model, "fitted", lambda *a: made.append(0) or splines.fitted(*a))
     for _ in range(3):
         energy_and_forces(model, *cluster())
     assert len(made) == 1
@@ -195,7 +178,7 @@ def test_threads_change_nothing_but_round_off_and_two_runs_nothing(dtype):
     z, pos, batch = cluster(dtype, n=20)
     model = SplineSchNet(schnet(dtype))
     before, results = torch.get_num_threads(), []
-    for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
+    for threads in (1, 2):
         torch.set_num_threads(threads)
         twice = [energy_and_forces(model, z, pos, batch) for _ in range(2)]
         assert all(torch.equal(a, b) for a, b in zip(*twice, strict=True))
@@ -204,56 +187,9 @@ def test_threads_change_nothing_but_round_off_and_two_runs_nothing(dtype):
         grads = [torch.autograd.grad(energy, mlp)[0] for energy in weights]
         assert torch.equal(*grads)
         results.append((*twice[0], grads[0]))
-        assert numba.get_num_threads() == threads
     torch.set_num_threads(before)
     for one, two in zip(*results, strict=True):
         assert_equal(one, two, atol=10 * torch.finfo(dtype).eps * float(one.abs().max()))
-
-
-@pytest.mark.parametrize("skin", [0.0, 0.3])
-@pytest.mark.parametrize("pbc", [None, True, [True, False, True], [[True] * 3, [False] * 3]])
-def test_periodic_samples_are_those_of_the_plain_network(skin, pbc):
-    torch.manual_seed(0)
-    z, pos = torch.tensor([[1], [6], [8]] * 5), 3.0 * torch.rand(15, 3).double()
-    batch = torch.tensor([0] * 7 + [1] * 8)
-    cells = 3.0 * torch.eye(3).double() + 0.5 * torch.rand(2, 3, 3).double()
-    pbc = pbc if pbc is None else torch.tensor(pbc)
-    plain = Potential(schnet(), graph=Graph(2.5, skin))
-    model = tabulated(Potential(schnet(), graph=Graph(2.5, skin)))
-    expected = plain.energy_forces_virial(z, pos, batch, cells, pbc)
-    for a, b in zip(model.energy_forces_virial(z, pos, batch, cells, pbc), expected, strict=True):
-        assert_equal(a, b, atol=1e-8 * float(b.abs().max()))
-        assert b.abs().max() > 0.01
-    moved = pos.clone().requires_grad_()
-    energy = model(z, moved, batch, cells, pbc)
-    assert_equal(energy.detach(), expected[0], atol=1e-8)
-    assert_equal(-torch.autograd.grad(energy.sum(), moved)[0], expected[1], atol=1e-8)
-
-
-def test_gradients_by_cells_are_those_of_the_plain_network():
-    torch.manual_seed(0)
-    z, pos, batch = torch.ones(5, 1), 3.0 * torch.rand(5, 3).double(), torch.zeros(5).long()
-    cells = 3.0 * torch.eye(3).double().unsqueeze(0).requires_grad_()
-    by_cells = [torch.autograd.grad(model(z, pos, batch, cells).sum(), cells)[0]
-                for model in (Potential(schnet()), tabulated(Potential(schnet())))]  # fmt: skip
-    assert_equal(*by_cells, atol=1e-8)
-    assert by_cells[0].abs().max() > 1e-3
-
-
-def test_list_with_a_skin_while_atoms_and_cell_move():
-    torch.manual_seed(0)
-    z, pos = torch.tensor([[1], [6]]).repeat(15, 1), 4.0 * torch.rand(30, 3).double()
-    batch, moves = torch.zeros(30, dtype=torch.int64), 0.02 * torch.randn(30, 3).double()
-    model = tabulated(Potential(schnet(), graph=Graph(2.5, skin=0.4)))
-    plain = Potential(schnet())
-    for step in range(12):
-        edge = 4.0 + 0.01 * (step // 2)  # every other step leaves the cell as it is
-        cells = edge * torch.eye(3).double().unsqueeze(0)
-        results = [energy_and_forces(m, z, pos + step * moves, batch, cells)
-                   for m in (model, plain)]  # fmt: skip
-        for a, b in zip(*results, strict=True):
-            assert_equal(a, b, atol=1e-8 * float(b.abs().max()))
-    assert 1 < model.graph.num_builds < plain.graph.num_builds == 12
 
 
 def test_another_graph_is_taken_as_it_is():
@@ -271,22 +207,6 @@ def test_another_graph_is_taken_as_it_is():
     assert_equal(f, forces, atol=1e-8)
 
 
-def test_calculator_gives_the_same_forces_and_stress():
-    from ase.build import bulk
-
-    atoms = bulk("Si", cubic=True)
-    atoms.rattle(0.1, seed=0)
-    plain = schnet(cutoff=4.0)
-    results = []
-    for model in (Own.like(plain), plain, Potential(plain), SplineSchNet(plain)):
-        atoms.calc = ModelCalculator(model)
-        results.append((atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
-    for result in results[1:]:
-        for a, b in zip(results[0], result, strict=True):
-            np.testing.assert_allclose(b, a, rtol=0, atol=1e-8)
-    assert np.abs(results[0][2]).min() > 1e-5
-
-
 class Own(SchNet):
     """A subclass, which could compute anything, and keeps its own way."""
 
@@ -298,9 +218,12 @@ class Own(SchNet):
         return own
 
 
-def test_plain_network_where_tables_do_not_apply(monkeypatch, capsys):
+def test_plain_network_where_there_is_no_compiler(monkeypatch, capsys):
+    def no_library() -> None:
+        raise NoLibraryError("there is no C++ compiler")
+
     z, pos, batch = cluster()
-    monkeypatch.setattr(table_model, "kernels", None)
+    monkeypatch.setattr(table_model, "library", no_library)
     table_model.tables_apply.cache_clear()
     plain = schnet()
     energy, forces = energy_and_forces(SplineSchNet(plain), z, pos, batch)
@@ -309,7 +232,7 @@ def test_plain_network_where_tables_do_not_apply(monkeypatch, capsys):
     assert isinstance(make_engine("spline", Potential(plain)), PlainForces)
     table_model.tables_apply.cache_clear()
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["No tables of filters (numba is not installed): the plain network is used."]
+    assert lines == ["No splines of filters (there is no C++ compiler): the plain network is used."]
 
 
 def test_copies_keep_the_tables_apart():
@@ -372,33 +295,6 @@ def test_bad_arguments():
 
 
 # The call of the model, and backward
-
-
-def gradients_of_call(model: nn.Module, second: bool = False) -> list[Tensor]:
-    """Return the gradients of a loss of energies, or of energies and forces, by all there is."""
-    z, pos, batch = cluster()
-    base = pos.requires_grad_()
-    moved = 1.05 * base  # not a leaf
-    weights = torch.tensor([[1.0], [-2.0], [0.5], [3.0]], dtype=torch.float64)
-    energy = model(z, moved, batch)
-    loss = (weights * energy).sum()
-    if second:
-        (gradient,) = torch.autograd.grad(loss, moved, create_graph=True)
-        loss = gradient.square().sum() + energy.square().sum()
-    model.zero_grad()
-    loss.backward()
-    return [base.grad, *(weight.grad.clone() for weight in model.parameters())]
-
-
-@pytest.mark.parametrize("second", [False, True])
-@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: Potential(m, 1.7)])
-def test_backward_of_a_call_is_that_of_the_plain_network(wrap, second):
-    plain = schnet()
-    expected = gradients_of_call(wrap(plain), second)
-    tolerance = 1e-6 if second else 3e-8  # the second derivative of a cubic spline is a line
-    for a, b in zip(gradients_of_call(tabulated(wrap(plain)), second), expected, strict=True):
-        assert_equal(a, b, atol=tolerance * float(b.abs().max()))
-        assert b.any()
 
 
 def test_backward_in_float32():

@@ -1,21 +1,21 @@
-"""The engine: networks whose filters depend on distance alone, read from tables, compiled.
+"""The engine: networks whose filters depend on distance alone, as splines, compiled.
 
-model.py      SchNet on tables: energies, forces, virial
-energy.py     its energy as torch sees it
-training.py   a training step on tables
-filters.py    tables made of the weights
-weights.py    the weights as the loops take them
-lists.py      edges as the loops take them, and the search for them
-passes.py     the passes forward and back
-gradients.py  from a loss to the weights
-kernels.py    one convolution, differentiable any number of times
-memory.py     where numbers lie, and whether they are the same
-progress.py   a bar while loops are compiled
+model.py      SchNet and PaiNN on splines: energies, forces, virials
+energy.py     their energy as torch sees it
+training.py   a training step on splines
+splines.py    filters as splines, made of the weights
+structure.py  which networks the engine knows, part by part
+native.py     the engine's objects as Python has them
+library.py    the engine's library, and how it comes about
+engine/       the library: one C++ program of small files
 
 What is named here is all that other rooms use.
 """
 
-from molnets.tables.model import SplineSchNet, tables_apply, tabulated
+from molnets.tables.library import compiler_version, prepare
+from molnets.tables.model import SplinePaiNN, SplineSchNet, say_why, tables_apply, tabulated
+from molnets.tables.structure import UnknownPartError
 from molnets.tables.training import SplineForces
 
-__all__ = ["SplineForces", "SplineSchNet", "tables_apply", "tabulated"]
+__all__ = ["SplineForces", "SplinePaiNN", "SplineSchNet", "UnknownPartError",
+           "compiler_version", "prepare", "say_why", "tables_apply", "tabulated"]  # fmt: skip

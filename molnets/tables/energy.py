@@ -16,13 +16,13 @@ from torch import Tensor
 from molnets.checks import expect, spread_atomic_numbers
 
 if TYPE_CHECKING:
-    from molnets.tables.model import SplineSchNet, System
+    from molnets.tables.model import System, _Tabulated
 
 
 class Call(NamedTuple):
     """What a call has computed beside the energies, and of what."""
 
-    model: SplineSchNet
+    model: _Tabulated
     system: System
     forces: Tensor  # (N, 3)
     version: int  # of the positions
@@ -78,7 +78,7 @@ def _expect_the_same(call: Call) -> None:
 def _general_gradients(call: Call, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients by positions and bundle, with a graph of their own."""
     _expect_the_same(call)
-    pos, weights = call.system.pos, call.model.weights_read()
+    pos, weights = call.system.pos, call.model.weights_of_call()
     inputs = [x for x in (pos, *weights) if x.requires_grad]
     energy = call.model.general_energy(call.system)
     grads = torch.autograd.grad(energy, inputs, g, create_graph=True, materialize_grads=True)

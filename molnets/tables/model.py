@@ -1,10 +1,10 @@
-"""The same SchNet with its filters tabulated: fast, for inference and for training.
+"""The same network with its filters as splines: fast, for energies, forces, virials, and training.
 
-W(d) C(d), the filter of an interaction block times the cutoff function, depends on one number, the
-distance. A cubic Hermite table of it takes the place of the filter network, built from the very
-weights of the block; compiled loops join it with the sum over neighbours.
+W(d) C(d), the filters of a block times the cutoff function, depend on one number, the distance.
+Splines of them take the place of the filter networks, made of the very weights of the block;
+compiled loops join them with the sum over neighbours.
 
-Axes:   N atoms, B samples, E directed edges j -> i, F features, K intervals of a table.
+Axes:   N atoms, B samples, E directed edges j -> i, F features, K intervals of a spline.
 Units:  those of the model.
 """
 
@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from functools import cache
-from itertools import pairwise
-from operator import is_
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,42 +28,18 @@ from molnets.checks import (
     spread_atomic_numbers,
 )
 from molnets.edges import Graph
+from molnets.networks.painn import PaiNN
 from molnets.potential import by_autograd, sum_over_atoms
-from molnets.tables.filters import deviation, expand_knots, filter_tables, hermite_basis
-from schnet_helpers import ElementEmbedding, RadiusInteractionGraph, SchNet
+from molnets.tables.energy import Call, EnergyOfCall, bundle_of
+from molnets.tables.library import NoLibraryError, library
+from molnets.tables.native import PRECISIONS, EdgeList, NativeNetwork, Work
+from molnets.tables.splines import coefficients as coefficients_of
+from molnets.tables.splines import fitted, knots
+from molnets.tables.structure import Structure, UnknownPartError, Watch, describe
+from schnet_helpers import RadiusInteractionGraph, SchNet
 
-try:
-    from molnets.tables import gradients, kernels, lists, passes
-    from molnets.tables.energy import Call, EnergyOfCall, bundle_of
-    from molnets.tables.memory import grown, in_large_pages, no_room
-    from molnets.tables.progress import show_compilation
-    from molnets.tables.weights import WeightReader
-
-    show_compilation()
-except ImportError:  # no numba: the plain network does it all
-    gradients = kernels = lists = passes = None
-
-MIN_INTERVALS, MAX_INTERVALS = 64, 2**15
+MIN_INTERVALS, MAX_INTERVALS = 32, 2**15
 TOLERANCES = {torch.float32: 5e-7, torch.float64: 1e-10}
-
-
-class _Atoms(NamedTuple):
-    """The atoms of a batch, and what follows from them alone."""
-
-    z: Tensor
-    batch: Tensor
-    dtype: torch.dtype
-    x: np.ndarray  # embeddings, (N, F)
-    start: np.ndarray  # the first atom of each sample, and N, (B + 1,)
-
-
-class _Bundled(NamedTuple):
-    """What stands for all weights in the graph, and what it was made of."""
-
-    weights: list[Tensor]
-    state: list[bool]
-    shapes: list[object]
-    tensor: Tensor | None
 
 
 class System(NamedTuple):
@@ -79,58 +53,121 @@ class System(NamedTuple):
     pbc: Tensor | bool | None = None
 
 
-class SplineSchNet(SchNet):
-    """A `SchNet` whose filters are read from tables; it shares the weights of the one it is given.
+class _Atoms(NamedTuple):
+    """The atoms of a batch, and what follows from them and the weights alone."""
 
-    It is called the same way and gives the same energies and forces, to the tables' tolerance. A
-    table has so many intervals that the filters and their slopes deviate by less than `tolerance`
-    times their largest value, and is built anew as soon as the weights differ. On a GPU, or without
-    numba, it computes as the plain network does, and says so once.
+    z: Tensor
+    batch: Tensor
+    network: NativeNetwork
+    x: Tensor  # embeddings, (N, F)
+    start: Tensor  # the first atom of each sample, and N, (B + 1,)
 
-    The energy of a call has compiled derivatives by positions and weights. Only derivatives that
-    are to be differentiated again, under `create_graph=True`, take the general way.
 
-    Args:
-        model: the network.
-        tolerance: of the tables; 0 for that of the dtype: 5e-7 in float32, 1e-10 in float64 (1e-9
-            where Gaussians are so narrow that `MAX_INTERVALS` cannot do better).
+class _Engine:
+    """What a tabulated model has made of its weights; several threads may ask for it."""
 
-    Raises:
-        TypeError: if `model` is no `SchNet`.
-        ValueError: if `tolerance` is negative, or cannot be kept with `MAX_INTERVALS`.
-    """
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.lock = model, threading.RLock()
+        self.watch: Watch | None = None
+        self.unknown: str | None = None  # what the engine does not know
+        self.network: NativeNetwork | None = None
+        self.bundle: Tensor | None = None
+        self.bundled: list[bool] = []
+        self.atoms: _Atoms | None = None
+        self.list: tuple[object, ...] = ()  # a list of edges, and what it was made of
+        self.free: list[Work] = []
 
-    def __init__(self, model: SchNet, tolerance: float = 0.0) -> None:
-        expect(isinstance(model, SchNet), "model", "a SchNet", type(model).__name__, TypeError)
+    def knows(self) -> bool:
+        """Return whether the engine computes what the model does; if not, say so once."""
+        watch = self.watch
+        if watch is None or not watch.same_structure():
+            with self.lock:
+                self._look()
+        return self.unknown is None
+
+    def _look(self) -> None:
+        before, self.network, self.bundle, self.unknown = self.unknown, None, None, None
+        watch = Watch(self.model)
+        try:
+            describe(self.model)
+        except (UnknownPartError, AttributeError) as error:
+            self.unknown = str(error)
+            if self.unknown != before:
+                say_why(self.unknown)
+        self.watch = watch
+
+    def current(self) -> NativeNetwork:
+        """Return what belongs to the weights as they are."""
+        if self.watch is None:
+            self.knows()
+        network, lib = self.network, library()
+        if network is not None and self.watch.same_weights(lib):
+            return network
+        with self.lock:
+            if self.network is not None and self.watch.same_weights(lib):
+                return self.network
+            self.network, self.bundle = None, None  # nothing old is left if the next lines fail
+            structure = describe(self.model)
+            self.watch.remember()
+            self.network = self._made_of(structure)
+            return self.network
+
+    def _made_of(self, structure: Structure) -> NativeNetwork:
+        dtypes = {x.dtype for x in self.watch.tensors()}
+        expect(len(dtypes) == 1, "model", "weights of one dtype", dtypes, TypeError)
+        (dtype,) = dtypes
+        tolerance = self.model.tolerance or TOLERANCES[dtype]
+        with torch.no_grad(), torch.inference_mode(False):
+            found = fitted(structure.values, structure.cutoff, tolerance,
+                           MIN_INTERVALS, MAX_INTERVALS)  # fmt: skip
+        expected = f"one that {MAX_INTERVALS} intervals can keep"
+        expect(found is not None, "tolerance", expected, tolerance)
+        splines = torch.cat([c.flatten() for c in found[0]]).to(dtype)
+        return NativeNetwork(structure, splines, found[1])
+
+    def work(self) -> Work:
+        """Return memory that no other call uses."""
+        try:
+            return self.free.pop()
+        except IndexError:
+            return Work(self.network.dtype)
+
+
+class _Tabulated:
+    """What every tabulated network does; the class that it comes before is the plain network."""
+
+    plain: type[nn.Module]
+
+    def __init__(self, model: nn.Module, tolerance: float = 0.0) -> None:
+        ok = type(model) in (self.plain, type(self))  # a subclass could compute anything
+        expect(ok, "model", f"a {self.plain.__name__}", type(model).__name__, TypeError)
         expect(0 <= tolerance < 1, "tolerance", "a number >= 0, below 1", tolerance)
         self.__dict__.update(model.__dict__)  # the same modules: the weights are shared
         self._modules = dict(model._modules)
-        self.tolerance, self.num_intervals = tolerance, 0
-        self._reader = None if kernels is None else WeightReader(self)
-        self._tables: list[Tensor] = []
-        self._compiled: tuple[object, ...] = ()  # the same for the passes: weights, tables
-        self._atoms: _Atoms | None = None
-        self._room: tuple[np.ndarray, ...] | None = None
-        self._bundled: _Bundled | None = None
-        self._list: tuple[object, ...] = ()  # a sorted neighbour list, and what it was made of
+        self.__dict__.pop("_engine_", None)
+        self.tolerance = tolerance
 
-    def forward(self, z: Tensor, pos: Tensor, batch: Tensor) -> Tensor:
-        """Return the energy of each sample, (B, 1); arguments and errors are those of `SchNet`."""
-        if isinstance(pos, Tensor) and self._searches() and self.applies(pos):
-            return self.energy(z, pos, batch)
-        return super().forward(z, pos, batch)
+    @property
+    def _engine(self) -> _Engine:
+        try:
+            return self.__dict__["_engine_"]
+        except KeyError:
+            return self.__dict__.setdefault("_engine_", _Engine(self))
 
-    def energy_per_atom(self, z: Tensor, edge_index: Tensor, d_ij: Tensor) -> Tensor:
-        """Return the energy of each atom, (N, 1), from z (N, 1), edges (2, E), lengths (E,)."""
-        if not self.applies(d_ij):
-            return super().energy_per_atom(z, edge_index, d_ij)
-        lists.use_threads_of_torch(len(z))
-        x, tables = self.embedding(z.to(d_ij.dtype)), self.tables()
-        edges, w = _hermite(d_ij, edge_index, len(x), self.cutoff, self.num_intervals)
-        for block, table in zip(self.interactions, tables, strict=True):
-            y = kernels.convolution(block.conv.lin1(x), w, table, edges)
-            x = x + block.lin(block.act(block.conv.lin2(y)))
-        return self.readout(x)
+    def __getstate__(self) -> dict[str, object]:
+        """Return what is copied or pickled: a copy makes an engine of its own."""
+        return {name: x for name, x in super().__getstate__().items() if name != "_engine_"}
+
+    @property
+    def num_intervals(self) -> int:
+        """K, of the weights as they are."""
+        return self._engine.current().num_intervals
+
+    def applies(self, like: Tensor) -> bool:
+        """Return whether splines are used, for this network, dtype and device."""
+        if torch.compiler.is_compiling() or not tables_apply(like.device, like.dtype):
+            return False
+        return self._engine.knows()
 
     def energy_and_forces(self, z: Tensor, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Return energies (B, 1) and forces (N, 3), without the graph of either: the fast way.
@@ -149,23 +186,24 @@ class SplineSchNet(SchNet):
         if not torch.is_grad_enabled():
             return self.evaluate(z, pos, batch, graph, cells, pbc)[0]
         system = System(z, pos, batch, graph, cells, pbc)
-        if not self._is_known_embedding() or (cells is not None and cells.requires_grad):
+        if cells is not None and cells.requires_grad:
             return self.general_energy(system)
         energy, forces, _ = self.evaluate(z, pos, batch, graph, cells, pbc)
-        bundle = self._bundle_of_weights()
+        bundle = self._bundle()
         if bundle is None and not pos.requires_grad:
             return energy
-        call = Call(self, system, forces, pos._version, self._compiled, bundle)
+        call = Call(self, system, forces, pos._version, self._engine.network, bundle)
         return EnergyOfCall.apply(pos, bundle, call, [energy])
 
     def general_energy(self, system: System) -> Tensor:
-        """Return the energies, (B, 1), differentiable any number of times."""
+        """Return the energies, (B, 1), of the plain network, differentiable any number of times."""
         z, pos, batch, graph, cells, pbc = system
+        plain = super()
         if graph is None:
-            return SchNet.forward(self, z, pos, batch)
+            return plain.forward(z, pos, batch)
         batch_size = len(sample_sizes(batch))
         z = spread_atomic_numbers(z, batch, batch_size)
-        energy_i = self.atomic_energies(z, graph.edges(pos, batch, cells, pbc))
+        energy_i = plain.atomic_energies(z, graph.edges(pos, batch, cells, pbc))
         return sum_over_atoms(energy_i, batch, batch_size)
 
     def evaluate(
@@ -174,226 +212,191 @@ class SplineSchNet(SchNet):
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         """Return energies (B, 1), forces (N, 3) and, if asked for, virials ∂E/∂ε, (B, 3, 3).
 
-        ∂E/∂ε = Σ (dE/dd) r rᵀ / d over all pairs, r = d unit. Arguments and errors are those of a
-        `Potential`; without a graph, isolated molecules are searched for edges in compiled code.
+        Arguments and errors are those of a `Potential`; without a graph, isolated molecules are
+        searched for edges in compiled code.
         """
         system = System(z, pos.detach().contiguous(), batch, graph, cells, pbc)
-        atoms, order, edges, room = self._begin(system)
-        weights, tables = self._compiled
-        energy_i, force, pull, _ = passes.energies_and_forces(
-            atoms.x, order, edges, weights, tables, False, room[0]
+        engine, work, atoms, threads = self._begin(system)
+        energy_i, forces, virials = atoms.network.energies(
+            work, atoms.x, atoms.start, threads, virial=virial
         )
-        forces = np.empty_like(force)
-        forces[order] = force
-        energy = np.add.reduceat(energy_i, atoms.start[:-1])  # sorted atoms stay in their sample
-        virials = torch.from_numpy(_virials(edges, pull, atoms.start)) if virial else None
-        self._room = grown(room, passes.room_for(len(order), weights, False), len(pull))
-        return torch.from_numpy(energy).view(-1, 1), torch.from_numpy(forces), virials
-
-    def weights_read(self) -> list[Tensor]:
-        """Return the weights of the last call, those of `weight_gradients` and the embedding's."""
-        return self._reader.tensors[:-2]  # two buffers of the expansion come last
-
-    def state_of_weights(self) -> object:
-        """Return an object that stays the same as long as the weights do."""
-        self._refresh()
-        return self._compiled
-
-    def _bundle_of_weights(self) -> Tensor | None:
-        """Return what stands for all weights in the graph, if any of them is to be trained."""
-        weights, old = self.weights_read(), self._bundled
-        state = [weight.requires_grad for weight in weights]
-        same = old and state == old.state and self._reader.shapes is old.shapes
-        if not (same and all(map(is_, weights, old.weights))):
-            tensor = bundle_of(weights) if any(state) else None
-            self._bundled = _Bundled(weights, state, self._reader.shapes, tensor)
-        return self._bundled.tensor
+        engine.free.append(work)
+        return _sum(energy_i, atoms), forces, virials
 
     def weight_gradients(self, system: System, g: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the gradients of Σ_b g_b E_b by the embeddings, (N, F), and by the weights.
 
-        The weights are those of `WeightReader.layers`, kind after kind. Of the filters only values
-        count, whose error falls with the fourth power of the spacing, that of slopes with the
-        third: a quarter of the intervals is as exact.
+        The weights are those of `Structure.weights` and `Structure.filter_weights`.
         """
-        self._refresh()
-        K = max(MIN_INTERVALS, self.num_intervals // 4)
         fixed = system._replace(pos=system.pos.detach().contiguous())
-        atoms, order, edges, _ = self._begin(fixed, K)
-        weights, spacing = self._compiled[0], self.cutoff / K
-        filters = self._reader.filters(*expand_knots(self, K))
-        tables, inner = passes.tabulate(filters, spacing)
-        *_, kept = passes.energies_and_forces(
-            atoms.x, order, edges, weights, tables, True, no_room(atoms.x)[0]
-        )
-        seed = g.detach().numpy().ravel()[atoms.batch.numpy()[order]]
-        still = np.zeros((len(order), 3), seed.dtype)
-        g_sorted, blocks, ends = gradients.gradients(
-            seed, still, edges, weights, filters, tables, spacing, kept, inner, 1
-        )
-        g_x = np.empty_like(g_sorted)
-        g_x[order] = g_sorted
-        parts = [part for x in blocks for part in torch.from_numpy(x).unbind(0)]
-        return torch.from_numpy(g_x), [*parts, *map(torch.from_numpy, ends)]
+        engine, work, atoms, threads = self._begin(fixed)
+        network, structure = atoms.network, atoms.network.structure
+        network.energies(work, atoms.x, atoms.start, threads, keep=True)
+        seeds = g.detach().flatten()[atoms.batch]
+        parts, of_splines, of_x = network.gradients(work, seeds, atoms.start, threads, None)
+        engine.free.append(work)
+        with torch.enable_grad():
+            weights = [w.detach().double().requires_grad_() for w in structure.filter_weights]
+            d = knots(network.num_intervals, structure.cutoff, torch.float64)
+            values = structure.filters(weights, *structure.radial(d))
+            splines = torch.cat([coefficients_of(x).flatten() for x in values])
+        of_filters = torch.autograd.grad(splines, weights, of_splines.double())
+        return of_x, [*parts, *(grad.to(of_x.dtype) for grad in of_filters)]
 
-    def _begin(
-        self, system: System, num_intervals: int = 0
-    ) -> tuple[_Atoms, np.ndarray, lists.Edges, tuple[np.ndarray, ...]]:
-        """Return the checked atoms, an order of them, the edges in that order, and room."""
-        threads = lists.use_threads_of_torch(len(system.pos))
-        self._refresh()
-        atoms = self._atoms_of(system.z, system.pos, system.batch)
-        room, self._room = self._room, None  # a call from another thread makes its own
-        if room is None or room[0].dtype != atoms.x.dtype:
-            room = no_room(atoms.x)
-        K = num_intervals or self.num_intervals
-        order, edges = self._edges(system, atoms.start, threads, room, K)
-        return atoms, order, edges, room
+    def weights_of_call(self) -> list[Tensor]:
+        """Return the weights of the last call: those of `weight_gradients` and the embedding's."""
+        structure = self._engine.network.structure
+        return [*structure.weights, *structure.filter_weights, *structure.embedding.parameters()]
 
-    def _atoms_of(self, z: Tensor, pos: Tensor, batch: Tensor) -> _Atoms:
+    def state_of_weights(self) -> object:
+        """Return an object that stays the same as long as the weights and the structure do."""
+        return self._engine.current() if self._engine.knows() else None
+
+    def _bundle(self) -> Tensor | None:
+        """Return what stands for all weights in the graph, if any of them is to be trained."""
+        engine, weights = self._engine, self.weights_of_call()
+        state = [weight.requires_grad for weight in weights]
+        if engine.bundle is None or state != engine.bundled:
+            engine.bundled = state
+            engine.bundle = bundle_of(weights) if any(state) else None
+        return engine.bundle
+
+    def _begin(self, system: System) -> tuple[_Engine, Work, _Atoms, int]:
+        """Return the engine, memory where the edges have been found, the atoms, and threads."""
+        threads, engine = torch.get_num_threads(), self._engine
+        network = engine.current()
+        atoms = self._atoms_of(engine, network, system)
+        work = engine.work()
+        if work.precision != network.precision:
+            work = Work(network.dtype)
+        _, pos, batch, graph, cells, pbc = system
+        ok = self._searches() if graph is None else type(graph) is Graph
+        expect(ok, "graph", "a Graph, whose edges have their reverse", type(graph).__name__)
+        is_open = cells is None and (pbc is None or not torch.as_tensor(pbc).any())
+        edges, cutoff = None, (self.interaction_graph if graph is None else graph).cutoff
+        if graph is not None and not (is_open and graph.skin == 0):
+            edges = self._list_of(engine, graph, system, atoms.start, threads)
+        if not network.find(work, pos, atoms.start, edges, min(cutoff, self.cutoff), threads):
+            engine.free.append(work)  # the next line raises the error that names the atoms
+            (Graph(self.cutoff) if graph is None else graph).edges(pos, batch, cells, pbc)
+        return engine, work, atoms, threads
+
+    def _atoms_of(self, engine: _Engine, network: NativeNetwork, system: System) -> _Atoms:
         """Check the input; return what depends on it but not on where the atoms are."""
-        atoms = self._atoms
-        if not (atoms and _same(z, atoms.z) and _same(batch, atoms.batch)
-                and pos.dtype == atoms.dtype and pos.shape == (len(batch), 3)
-                and lists.all_finite(pos.numpy())):  # fmt: skip
-            per_atom, n_atoms = checked_atoms(z, pos, batch, self.readout[0].weight)
+        z, pos, batch, *_ = system
+        atoms = engine.atoms
+        if not (atoms and atoms.network is network and _same(z, atoms.z)
+                and _same(batch, atoms.batch) and pos.dtype == network.dtype
+                and pos.shape == (len(batch), 3) and _finite(pos)):  # fmt: skip
+            per_atom, n_atoms = checked_atoms(z, pos, batch, network.structure.weights[0])
             expect_positions(pos, batch)
-            with torch.no_grad():
-                x = self.embedding(per_atom.to(pos.dtype))
-            start = F.pad(n_atoms.cumsum(0), (1, 0)).numpy()
-            atoms = _Atoms(z.clone(), batch.clone(), pos.dtype, x.contiguous().numpy(), start)
-            if self._is_known_embedding():  # others may be random
-                self._atoms = atoms
+            with torch.no_grad(), torch.inference_mode(False):
+                x = self.embedding(per_atom.clone().to(pos.dtype)).contiguous()
+                shape = len(pos), network.structure.sizes[1]
+                expect(x.shape == shape, "embedding", f"features of shape {shape}", tuple(x.shape))
+                start = F.pad(n_atoms.cumsum(0), (1, 0))
+            engine.atoms = atoms = _Atoms(z.clone(), batch.clone(), network, x, start)
         return atoms
 
-    def _edges(
-        self, system: System, start: np.ndarray, threads: int, room: tuple[np.ndarray, ...], K: int
-    ) -> tuple[np.ndarray, lists.Edges]:
-        """Return an order of the atoms, and the edges between them in that order."""
-        _, pos, batch, graph, cells, pbc = system
-        spacing = self.cutoff / K
-        is_open = cells is None and (pbc is None or not torch.as_tensor(pbc).any())
-        if graph is None or (is_open and graph.skin == 0):
-            cutoff = (self.interaction_graph if graph is None else graph).cutoff
-            order, edges, distinct = lists.find_graph(
-                pos.numpy(), batch.numpy(), start, min(cutoff, self.cutoff), spacing, K, threads,
-                *room[1:],
-            )  # fmt: skip
-        else:
-            given = self._sorted(pos, start, threads, *graph.candidates(pos, batch, cells, pbc))
-            order, cutoff = given[0], min(graph.cutoff, self.cutoff)
-            edges, distinct = lists.narrow_graph(pos.numpy(), *given, cutoff, spacing, K, *room[1:])
-        if not distinct:  # raises the error that names the atoms
-            (Graph(self.cutoff) if graph is None else graph).edges(pos, batch, cells, pbc)
-        return order, edges
-
-    def _sorted(
-        self, pos: Tensor, start: np.ndarray, threads: int, edge_index: Tensor, offset: Tensor
-    ) -> tuple[np.ndarray, np.ndarray, tuple]:
-        """Return an order of the atoms along cells, parts, and the edges by receiver."""
-        given, parts = self._list, lists.cut(start, threads)
-        if given and given[0] is edge_index and given[1] is offset and len(given[3]) == len(parts):
-            return given[2:]
-        order = lists.sort_into_cells(pos.numpy(), start, self.cutoff)[0]
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        sender, receiver = place[edge_index.numpy()]
-        offsets = np.broadcast_to(offset.numpy(), (len(sender), 3))
-        edges = lists.sort_graph(receiver, sender, offsets, parts)
-        self._list = edge_index, offset, order, parts, edges
-        return self._list[2:]
+    def _list_of(
+        self, engine: _Engine, graph: Graph, system: System, start: Tensor, threads: int
+    ) -> EdgeList:
+        """Return the edges of a graph's list; those of the last call as long as it is the same."""
+        _, pos, batch, _, cells, pbc = system
+        index, offset = graph.candidates(pos, batch, cells, pbc)
+        known = engine.list
+        if not (known and known[0] is index and known[1] is offset and known[2] == threads):
+            edges = EdgeList(index, offset, start, threads, self.cutoff, pos)
+            engine.list = known = (index, offset, threads, edges)
+        return known[3]
 
     def _searches(self) -> bool:
         """Return whether the model's own graph is the one that the compiled search equals."""
-        graph = self.interaction_graph
+        graph = getattr(self, "interaction_graph", None)
         return type(graph) is RadiusInteractionGraph and graph.max_num_neighbors is None
 
-    def _is_known_embedding(self) -> bool:
-        return type(self.embedding) in (nn.Linear, ElementEmbedding)
 
-    def applies(self, like: Tensor) -> bool:
-        """Return whether the tables can be used for numbers of this dtype and device."""
-        return not torch.compiler.is_compiling() and tables_apply(like.device, like.dtype)
+class SplineSchNet(_Tabulated, SchNet):
+    """A `SchNet` whose filters are read from splines; it shares the weights of the one it is given.
 
-    def __getstate__(self) -> dict[str, object]:
-        """Return what is copied or pickled: all but the room and the bundle."""
-        return {**super().__getstate__(), "_room": None, "_bundled": None}
+    It is called the same way and gives the same energies and forces, to the splines' tolerance. A
+    spline has so many intervals that the filters and their slopes deviate by less than `tolerance`
+    times their largest value, and is made anew as soon as the weights differ. On a GPU, without a
+    C++ compiler, or where any part of the network is not the one that the engine knows, it computes
+    as the plain network does, and says why, once.
 
-    def tables(self) -> list[Tensor]:
-        """Return the tables of all blocks, (K + 1, 3 F), that belong to the weights as they are."""
-        self._refresh()
-        weights = list(self.interactions.parameters())
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
-            tables = filter_tables(self, self.num_intervals)  # the same, and differentiable
-            return [table.to(weights[0].dtype) for table in tables]
-        return self._tables
+    The energy of a call has compiled derivatives by positions and weights. Only derivatives that
+    are to be differentiated again, under `create_graph=True`, are the plain network's.
 
-    def _refresh(self) -> None:
-        """Make everything anew that was made of weights that are not those of now."""
-        if self._reader.read() or not self._compiled:
-            self._compiled, self._atoms = (), None  # nothing old is left if the next line fails
-            with torch.no_grad():
-                self._tables = self._tabulate()
-            self.num_intervals = len(self._tables[0]) - 1
-            tables = in_large_pages([table.numpy() for table in self._tables])
-            self._compiled = self._reader.weights(), tables
+    Args:
+        model: the network.
+        tolerance: of the splines; 0 for that of the dtype: 5e-7 in float32, 1e-10 in float64.
 
-    def _tabulate(self) -> list[Tensor]:
-        """Return tables that keep the tolerance, made in float64."""
-        dtype, K = self.radial_expansion.mu.dtype, MIN_INTERVALS
-        tolerance = self.tolerance or TOLERANCES[dtype]
-        while K <= MAX_INTERVALS:
-            if K == MAX_INTERVALS and not self.tolerance:
-                tolerance *= 10  # narrow Gaussians in float64
-            pairs = zip(filter_tables(self, K), filter_tables(self, 4 * K), strict=True)
-            if max(deviation(*pair, self.cutoff) for pair in pairs) <= tolerance:
-                return [table.to(dtype).contiguous() for table in filter_tables(self, K)]
-            K *= 2
-        expected = f"one that {MAX_INTERVALS} intervals can keep"
-        raise ValueError(f"tolerance: expected {expected}, got {tolerance}")
+    Raises:
+        TypeError: if `model` is no `SchNet`.
+        ValueError: if `tolerance` is negative, or cannot be kept with `MAX_INTERVALS`.
+    """
+
+    plain = SchNet
+
+    def forward(self, z: Tensor, pos: Tensor, batch: Tensor) -> Tensor:
+        """Return the energy of each sample, (B, 1); arguments and errors are those of `SchNet`."""
+        if isinstance(pos, Tensor) and self._searches() and self.applies(pos):
+            return self.energy(z, pos, batch)
+        return super().forward(z, pos, batch)
+
+
+class SplinePaiNN(_Tabulated, PaiNN):
+    """A `PaiNN` whose filters are read from splines; all else is as with `SplineSchNet`.
+
+    Like the plain one it is given edges; inside a `Potential` its compiled passes find them.
+    """
+
+    plain = PaiNN
+
+
+TABULATED = {SchNet: SplineSchNet, PaiNN: SplinePaiNN}
 
 
 def tabulated(model: nn.Module) -> nn.Module:
-    """Return the model with a `SplineSchNet` for each `SchNet` in it; the weights are shared."""
-    if type(model) is SchNet:  # a subclass may compute something else
-        return SplineSchNet(model)
+    """Return the model with a tabulated network for each one that can be; weights are shared.
+
+    These are `SchNet` and `PaiNN`, not their subclasses, which may compute something else.
+    """
+    if type(model) in TABULATED:
+        return TABULATED[type(model)](model)
     result = copy.copy(model)
     result._modules = {name: tabulated(child) for name, child in model.named_children()}
     return result
+
+
+def say_why(why: str) -> None:
+    """Say in one line why there are no splines."""
+    print(f"No splines of filters ({why}): the plain network is used.", file=sys.stderr)
+
+
+@cache
+def tables_apply(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether splines can be used; where they cannot, say so, once."""
+    why = None if device.type == "cpu" and dtype in PRECISIONS else f"{dtype} on {device}"
+    try:
+        library()
+    except NoLibraryError as error:
+        why = str(error)
+    if why is not None:
+        say_why(why)
+    return why is None
+
+
+def _sum(energy_i: Tensor, atoms: _Atoms) -> Tensor:
+    if len(atoms.start) == 2:
+        return energy_i.sum().view(1, 1)
+    return sum_over_atoms(energy_i.view(-1, 1), atoms.batch, len(atoms.start) - 1)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return isinstance(a, Tensor) and a.dtype == b.dtype and a.is_cpu and torch.equal(a, b)
 
 
-@cache
-def tables_apply(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether the tables can be used; where they cannot, say so, once."""
-    ok = kernels is not None and device.type == "cpu" and dtype in TOLERANCES
-    if not ok:
-        why = "numba is not installed" if kernels is None else f"{dtype} on {device}"
-        print(f"No tables of filters ({why}): the plain network is used.", file=sys.stderr)
-    return ok
-
-
-def _virials(edges: lists.Edges, pull: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Return Σ (dE/dd) r rᵀ / d over the pairs of each sample, (B, 3, 3)."""
-    both_or_one_way = np.array([1, 0.5], pull.dtype)  # what an edge is of a pair
-    share = np.tile(both_or_one_way, start[-1])
-    each = np.repeat(share, np.diff(edges.first)) * pull * edges.d
-    ends = edges.first[2 * start]
-    samples = [slice(*both) for both in pairwise(ends)]
-    return np.stack([(edges.unit[:, own] * each[own]) @ edges.unit[:, own].T for own in samples])
-
-
-def _hermite(
-    d: Tensor, edge_index: Tensor, num_atoms: int, cutoff: float, K: int
-) -> tuple[kernels.Edges, Tensor]:
-    """Return the edges for the kernels, and the Hermite basis (E, 4), differentiable in d."""
-    spacing = cutoff / K
-    knot = (d.detach() / spacing).long().clamp_(max=K - 1)
-    t = (d.double() / spacing - knot).to(d.dtype)  # in float32, d / spacing has lost digits of t
-    w = hermite_basis(t, spacing)[0] * (d < cutoff).unsqueeze(1)
-    sender, receiver = edge_index.numpy()
-    orders = (lists.sort_edges(atom, num_atoms) for atom in (receiver, sender))
-    return kernels.Edges(receiver, sender, *orders, knot.numpy()), w
+def _finite(pos: Tensor) -> bool:
+    return bool(getattr(library(), f"finite_{PRECISIONS[pos.dtype]}")(pos.data_ptr(), pos.numel()))

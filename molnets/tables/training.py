@@ -1,8 +1,8 @@
-"""A training step on tables: energies and forces of frames, and the gradient of their loss.
+"""A training step on splines: energies, forces and virials, and the gradient of their loss.
 
-The tables are made of the weights in every step, and the gradient goes back through them.
+The splines are made of the weights in every step, and the gradient goes back through them.
 
-Axes:   N atoms, B samples, E directed edges j -> i, F features, K intervals of a table.
+Axes:   N atoms, B samples, E directed edges j -> i, F features, K intervals of a spline.
 Units:  those of the model.
 Graphs: symmetric, as a cutoff makes them: with every edge its reverse.
 """
@@ -10,87 +10,124 @@ Graphs: symmetric, as a cutoff makes them: with every edge its reverse.
 from __future__ import annotations
 
 import math
+from operator import is_
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from molnets.edges import Edges
 from molnets.potential import Potential, sum_over_atoms
-from molnets.tables.filters import expand_knots
-
-try:
-    from molnets.tables import gradients, lists, passes
-    from molnets.tables.memory import no_room
-    from molnets.tables.weights import WeightReader
-except ImportError:  # no numba: the plain network does it all
-    gradients = lists = passes = None
-
-
-FEW_EDGES = 10_000  # that are not worth a second part of a table's gradient
+from molnets.tables.native import EdgeList, NativeNetwork, Work
+from molnets.tables.splines import coefficients, knots
+from molnets.tables.structure import Watch, describe
 
 
 class SplineForces(nn.Module):
-    """Energies and forces of frames whose edges are known, on tables.
+    """Energies and forces of frames whose edges are known, on splines.
 
-    The gradient of a loss reaches the weights, not the positions. The tables are made anew in every
-    call: they always belong to the weights.
+    The gradient of a loss reaches the weights, not the positions. The splines are made anew in
+    every call: they always belong to the weights.
 
     Args:
-        potential: the potential; a `SchNet` is inside.
-        num_intervals: K; 0 for six intervals to the width of a Gaussian, 1 / √(2γ): the slopes of
+        potential: the potential; a network that the engine knows is inside.
+        num_intervals: K; 0 for three intervals to the width of a Gaussian, 1 / √(2γ): the slopes of
             the filters are then 1e-4 of their size off, far less than a training step moves them.
+
+    Raises:
+        UnknownPartError: if the engine does not know the network.
     """
 
     def __init__(self, potential: Potential, num_intervals: int = 0) -> None:
         super().__init__()
-        self.potential, network = potential, potential.network
-        widths = network.cutoff * math.sqrt(2 * float(network.radial_expansion.gamma))
-        self.num_intervals = num_intervals or max(64, math.ceil(6 * widths))
-        self.spacing = network.cutoff / self.num_intervals
-        self.reader = WeightReader(network)
-        self.knots = expand_knots(network, self.num_intervals)
+        self.potential = potential
+        self._asked: int = num_intervals
+        self._free: list[Work] = []
+        self._look()
 
-    def forward(self, z: Tensor, batch: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
-        """Return energies (B, 1) and forces (N, 3) from z (N, 1), batch (N,) and the edges."""
-        threads, (sender, receiver) = lists.use_threads_of_torch(len(z)), edges.index.numpy()
-        start = np.append(0, np.bincount(batch.numpy()).cumsum())
-        parts = lists.cut(start, threads)
-        first, senders, vectors = lists.sort_graph(receiver, sender, edges.vector.numpy(), parts)
-        sorted_edges = lists.describe_graph(
-            first, senders, vectors, parts, self.spacing, self.num_intervals
+    def _look(self) -> None:
+        """Take the network as it is."""
+        network = self.potential.network
+        self.structure, self.watch = describe(network), Watch(network)
+        widths = network.cutoff * math.sqrt(2 * float(self.structure.expansion.gamma))
+        self.num_intervals = self._asked or max(32, math.ceil(3 * widths))
+        self.dtype = self.structure.weights[0].dtype
+        self._gaussians = (
+            network.radial_expansion.gamma.clone(),
+            network.radial_expansion.mu.clone(),
         )
-        dtype, scale = edges.vector.dtype, self.potential.scale
-        x = self.potential.network.embedding(z.to(dtype))
-        weights = [weight for kind in self.reader.layers() for weight in kind]
-        energy_i, forces = _Forces.apply(self, sorted_edges, x, *weights)
+        self._tensors = self.watch.tensors()
+        d = knots(self.num_intervals, self.structure.cutoff, self.dtype)
+        self.radial = [x.to(self.dtype) for x in self.structure.radial(d)]
+
+    def _update(self) -> None:
+        """Look again if anything is not what it was but the numbers of the weights."""
+        now, expansion = self.watch.tensors(), self.structure.expansion
+        same = len(now) == len(self._tensors) and all(map(is_, now, self._tensors))
+        same = same and self.watch.same_structure() and now[0].dtype == self.dtype
+        gaussians = expansion.gamma, expansion.mu
+        if not (same and all(map(torch.equal, gaussians, self._gaussians))):
+            self._look()
+
+    def forward(
+        self, z: Tensor, batch: Tensor, edges: Edges, virial: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Return energies (B, 1) and forces (N, 3) from z (N, 1), batch (N,) and the edges.
+
+        If asked for, also the virials ∂E/∂ε, (B, 3, 3).
+
+        Raises:
+            ValueError: if an edge is there without its reverse.
+        """
+        self._update()
+        start = torch.nn.functional.pad(torch.bincount(batch).cumsum(0), (1, 0))
+        threads, scale = torch.get_num_threads(), self.potential.scale
+        given = EdgeList(edges.index, edges.vector.detach(), start, threads)
+        x = self.potential.network.embedding(z.to(self.dtype))
+        values = self.structure.filters(self.structure.filter_weights, *self.radial)
+        splines = torch.cat([c.flatten() for c in map(coefficients, values)])
+        call = self, given, start, threads
+        energy_i, forces, virials = _Forces.apply(call, x, splines, *self.structure.weights)
         energy = sum_over_atoms(energy_i, batch, len(start) - 1)
-        return self.potential.in_units(energy, z, batch), scale.to(dtype) * forces
+        scale = scale.to(self.dtype)
+        results = self.potential.in_units(energy, z, batch), scale * forces, scale * virials
+        return results if virial else results[:2]
+
+    def borrow(self) -> _Loan:
+        """Return memory that no other step uses, until nobody holds the loan any more."""
+        return _Loan(self._free, self._free.pop() if self._free else Work(self.dtype))
+
+
+class _Loan:
+    """Memory that goes back when its last holder is gone."""
+
+    def __init__(self, free: list[Work], work: Work) -> None:
+        self.free, self.work = free, work
+
+    def __del__(self) -> None:
+        self.free.append(self.work)
 
 
 class _Forces(torch.autograd.Function):
-    """Energies of the atoms and forces, differentiable once by the embeddings and weights."""
+    """Energies of the atoms, forces and virials, differentiable once by embeddings and weights."""
 
     @staticmethod
-    def forward(ctx, engine, edges, x, *weights):
-        reader = engine.reader
-        reader.read()
-        weights, filters = reader.weights(), reader.filters(*engine.knots)
-        tables, inner = passes.tabulate(filters, engine.spacing)
-        x = x.detach().contiguous().numpy()
-        energy, forces, _, kept = passes.energies_and_forces(
-            x, np.arange(len(x)), edges, weights, tables, True, no_room(x)[0]
+    def forward(ctx, call, x, splines, *weights):
+        engine, given, start, threads = call
+        network = NativeNetwork(engine.structure, splines, engine.num_intervals)
+        loan = engine.borrow()
+        if not network.find(loan.work, None, start, given, engine.structure.cutoff, threads):
+            raise ValueError("edges: expected lengths above 0, got two atoms in one place")
+        energy, forces, virials = network.energies(
+            loan.work, x.detach().contiguous(), start, threads, keep=True, virial=True
         )
-        ctx.given = edges, weights, filters, tables, engine.spacing, kept, inner
-        return torch.from_numpy(energy).view(-1, 1), torch.from_numpy(forces)
+        ctx.kept = call, network, loan
+        return energy.view(-1, 1), forces, virials
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, g_energy, g_forces):
-        seed, direction = g_energy.contiguous().view(-1), -g_forces
-        num_parts = 1 if len(ctx.given[0].sender) < FEW_EDGES else 8
-        g_x, blocks, ends = gradients.gradients(
-            seed.numpy(), direction.numpy(), *ctx.given, num_parts
+    def backward(ctx, g_energy, g_forces, g_virials):
+        (_, _, start, threads), network, loan = ctx.kept
+        of_weights, of_splines, of_x = network.gradients(
+            loan.work, g_energy.reshape(-1), start, threads, -g_forces, g_virials
         )
-        grads = [part for x in blocks for part in torch.from_numpy(x).unbind(0)]
-        return None, None, torch.from_numpy(g_x), *grads, *map(torch.from_numpy, ends)
+        return None, of_x, of_splines, *of_weights

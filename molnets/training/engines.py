@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 from torch import Tensor, nn
 
 from molnets.checks import expect
 from molnets.edges import Edges
 from molnets.potential import Potential
-from molnets.tables import SplineForces, tables_apply
+from molnets.tables import SplineForces, UnknownPartError, say_why, tables_apply
 from molnets.training.errors import dtype_and_device
-from schnet_helpers import SchNet
 
 ENGINES = ("spline", "plain", "compiled")
 
@@ -38,7 +35,7 @@ def make_engine(name: str, potential: Potential) -> nn.Module:
     """Return what gives the energies and forces of a training step.
 
     "plain" is the network itself, "compiled" the same, compiled by torch, and "spline" takes its
-    filters from tables: the fastest on a CPU, and plain where there are none.
+    filters from splines: the fastest on a CPU, and plain where there are none.
 
     Raises:
         ValueError: for another name.
@@ -46,11 +43,11 @@ def make_engine(name: str, potential: Potential) -> nn.Module:
     expect(name in ENGINES, "engine", f"one of {ENGINES}", repr(name))
     if name == "spline":
         dtype, device = dtype_and_device(potential)
-        if type(potential.network) is not SchNet:  # a subclass may compute something else
-            kind = type(potential.network).__name__
-            print(f"No tables of filters ({kind}): the plain network is used.", file=sys.stderr)
-        elif tables_apply(device, dtype):
-            return SplineForces(potential)
+        if tables_apply(device, dtype):
+            try:
+                return SplineForces(potential)
+            except UnknownPartError as error:
+                say_why(str(error))
     plain = PlainForces(potential)
     if name == "compiled":
         plain.compile()

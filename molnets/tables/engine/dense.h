@@ -1,0 +1,179 @@
+// Dense layers on rows of atoms, forward and back, of numbers and of their tangents.
+//
+// A quantity of the network is a matrix of duals x + ε ẋ, and of gradients G + ε P, where G = ∂E/∂x
+// and P = ∂J/∂x for J = Σ_i s_i ε_i + dE/dε: see networks.h. A linear layer does the same to either:
+// MODE says to which. Widths are multiples of LANES; what is beyond a layer's own size is 0.
+
+#pragma once
+
+#include <algorithm>
+
+#include "numbers.h"
+
+namespace molnets {
+
+constexpr int64_t MANY_ROWS = 256;  // of which a weight's gradient is summed at a time
+
+enum Mode { VALUE, TANGENT };
+
+// Rows of a quantity: those of atom i begin at i * stride.
+template <class R> struct Quantity {
+    R* x[2] = {nullptr, nullptr};
+    R* g[2] = {nullptr, nullptr};
+    int64_t stride = 0;
+
+    // The same rows from a column on.
+    Quantity from(int64_t column) const {
+        Quantity q = *this;
+        for (int m = 0; m < 2; m++) {
+            if (q.x[m]) q.x[m] += column;
+            if (q.g[m]) q.g[m] += column;
+        }
+        return q;
+    }
+};
+
+// c (ROWS, COLS lanes) = start + Σ_k a[r, k] b[k]: the sums stay in registers.
+template <class R, int ROWS, int COLS>
+inline void tile(const R* a, int64_t a_row, int64_t a_k, int64_t depth, const R* b, int64_t b_row,
+                 const R* start, int64_t start_row, R* c, int64_t c_row) {
+    constexpr int W = LANES<R>;
+    Vec<R> sums[ROWS][COLS];
+    for (int r = 0; r < ROWS; r++)
+        for (int n = 0; n < COLS; n++)
+            sums[r][n] = start ? load(start + r * start_row + n * W) : Vec<R>{};
+    for (int64_t k = 0; k < depth; k++) {
+        Vec<R> row[COLS];
+        for (int n = 0; n < COLS; n++) row[n] = load(b + k * b_row + n * W);
+        for (int r = 0; r < ROWS; r++) {
+            R factor = a[r * a_row + k * a_k];
+            for (int n = 0; n < COLS; n++) sums[r][n] += factor * row[n];
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int n = 0; n < COLS; n++) store(c + r * c_row + n * W, sums[r][n]);
+}
+
+// c = start + a b for matrices with any number of rows; `start` may be c, a row for all, or none.
+template <class R, int COLS>
+inline void columns(int64_t rows, const R* a, int64_t a_row, int64_t a_k, int64_t depth, const R* b,
+                    int64_t b_row, const R* start, int64_t start_row, R* c, int64_t c_row) {
+    int64_t r = 0;
+    auto step = [&](auto tile_of, int64_t num) {
+        tile_of(a + r * a_row, a_row, a_k, depth, b, b_row,
+                start ? start + r * start_row : nullptr, start_row, c + r * c_row, c_row);
+        r += num;
+    };
+    while (r + 6 <= rows) step(tile<R, 6, COLS>, 6);
+    if (r + 4 <= rows) step(tile<R, 4, COLS>, 4);
+    if (r + 2 <= rows) step(tile<R, 2, COLS>, 2);
+    if (r < rows) step(tile<R, 1, COLS>, 1);
+}
+
+template <class R>
+inline void product(int64_t rows, const R* a, int64_t a_row, int64_t a_k, int64_t depth, const R* b,
+                    int64_t b_row, int64_t width, const R* start, int64_t start_row, R* c,
+                    int64_t c_row) {
+#if defined(__AVX512F__)
+    constexpr int MOST = 4;
+#else
+    constexpr int MOST = 1;  // a Vec takes several registers
+#endif
+    constexpr int W = LANES<R>;
+    int64_t n = 0;
+    auto begin = [&] { return start ? start + n : nullptr; };
+    for (; n + MOST * W <= width; n += MOST * W)
+        columns<R, MOST>(rows, a, a_row, a_k, depth, b + n, b_row, begin(), start_row, c + n, c_row);
+    for (; n + 2 * W <= width && MOST > 2; n += 2 * W)
+        columns<R, 2>(rows, a, a_row, a_k, depth, b + n, b_row, begin(), start_row, c + n, c_row);
+    for (; n < width; n += W)
+        columns<R, 1>(rows, a, a_row, a_k, depth, b + n, b_row, begin(), start_row, c + n, c_row);
+}
+
+// y = W x + b, with W (out, in) stored both ways.
+template <class R> struct Dense {
+    int64_t in = 0, out = 0;
+    const R *W = nullptr, *Wt = nullptr, *b = nullptr;  // b: null for none
+
+    // y = W x + b of rows, or what `start` is in place of b.
+    void forward(int64_t rows, const R* x, int64_t x_row, R* y, int64_t y_row, Mode mode,
+                 const R* start = nullptr) const {
+        bool bias = !start && b && mode == VALUE;
+        product<R>(rows, x, x_row, 1, in, Wt, out, out, bias ? b : start, bias ? 0 : y_row, y, y_row);
+    }
+    // g_x = Wᵀ g_y, added to `start`.
+    void backward(int64_t rows, const R* g_y, int64_t y_row, R* g_x, int64_t x_row,
+                  const R* start = nullptr) const {
+        product<R>(rows, g_y, y_row, 1, out, W, in, in, start, x_row, g_x, x_row);
+    }
+    // Rows lo to hi of ∂J/∂W = Σ P_y xᵀ + G_y ẋᵀ, (out, in), and of ∂J/∂b = Σ P_y.
+    void gradient(int64_t lo, int64_t hi, int64_t rows, const Quantity<R>& y, const Quantity<R>& x,
+                  R* g_W, R* g_b) const {
+        for (int64_t i = 0; i < rows; i += MANY_ROWS)
+            for (int both = 0; both < 2; both++)
+                product<R>(hi - lo, y.g[1 - both] + i * y.stride + lo, 1, y.stride,
+                           std::min(MANY_ROWS, rows - i), x.x[both] + i * x.stride, x.stride, in,
+                           i + both ? g_W + lo * in : nullptr, in, g_W + lo * in, in);
+        if (!b) return;
+        for (int64_t o = lo; o < hi; o++) g_b[o] = 0;
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t o = lo; o < hi; o++) g_b[o] += y.g[TANGENT][i * y.stride + o];
+    }
+};
+
+// y = W₂ act(W₁ x + b₁) + b₂, and what its way back needs.
+template <class R> struct Perceptron {
+    Dense<R> first, second;
+    Activation kind = SILU;
+
+    // What lies between its two layers: s, act(s), and the activation's derivatives.
+    struct Inner {
+        Quantity<R> s, a;
+        R *slope = nullptr, *bend = nullptr;  // bend: null if no tangents will follow
+    };
+
+    void forward(int64_t lo, int64_t hi, const Quantity<R>& x, const Inner& at,
+                 const Quantity<R>& y, Mode mode, bool add) const {
+        int64_t width = first.out, rows = hi - lo;
+        R *s = at.s.x[mode] + lo * width, *a = at.a.x[mode] + lo * width;
+        R *slope = at.slope + lo * width, *out = y.x[mode] + lo * y.stride;
+        first.forward(rows, x.x[mode] + lo * x.stride, x.stride, s, width, mode);
+        for (int64_t n = 0; n < rows * width; n += LANES<R>) {
+            if (mode == TANGENT) {
+                store(a + n, load(s + n) * load(slope + n));
+                continue;
+            }
+            Curve<R> at_s = activate<R>(load(s + n), kind);
+            store(a + n, at_s.value), store(slope + n, at_s.slope);
+            if (at.bend) store(at.bend + lo * width + n, at_s.bend);
+        }
+        if (add && mode == VALUE) add_bias(rows, out, y.stride);
+        second.forward(rows, a, width, out, y.stride, mode, add ? out : nullptr);
+    }
+
+    // From the gradients of y to those of x, which are added to those that `start` points to.
+    void backward(int64_t lo, int64_t hi, const Quantity<R>& y, const Inner& at,
+                  const Quantity<R>& x, Mode mode, const R* start = nullptr) const {
+        int64_t width = first.out, rows = hi - lo;
+        R *g_s = at.s.g[mode] + lo * width, *g_a = at.a.g[mode] + lo * width;
+        const R* slope = at.slope + lo * width;
+        second.backward(rows, y.g[mode] + lo * y.stride, y.stride, g_a, width);
+        for (int64_t n = 0; n < rows * width; n += LANES<R>) {
+            Vec<R> g = load(g_a + n) * load(slope + n);
+            if (mode == TANGENT)
+                g += load(at.bend + lo * width + n) * load(at.s.x[TANGENT] + lo * width + n) *
+                     load(at.a.g[VALUE] + lo * width + n);
+            store(g_s + n, g);
+        }
+        first.backward(rows, g_s, width, x.g[mode] + lo * x.stride, x.stride, start);
+    }
+
+private:
+    void add_bias(int64_t rows, R* y, int64_t stride) const {
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t o = 0; o < second.out; o += LANES<R>)
+                store(y + i * stride + o, load(y + i * stride + o) + load(second.b + o));
+    }
+};
+
+}  // namespace molnets

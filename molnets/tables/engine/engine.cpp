@@ -1,0 +1,155 @@
+// The engine as Python calls it: networks, lists of edges, work, each behind a pointer.
+//
+// Every function ends with _f for single or _d for double precision. Arrays are contiguous.
+
+#include <numeric>
+#include <type_traits>
+
+#include "painn.h"
+#include "schnet.h"
+
+using namespace molnets;
+
+namespace {
+
+enum Kind { IS_SCHNET, IS_PAINN };
+
+template <class R> struct AnyNetwork {
+    SchNet<R>* schnet = nullptr;
+    PaiNN<R>* painn = nullptr;
+    std::vector<Buffer<R>> buffers;
+    ~AnyNetwork() { delete schnet, delete painn; }
+
+    template <class F> void visit(F f) const {
+        if (schnet) f(*schnet, (SchNetPass<R>*)nullptr);
+        else f(*painn, (PaiNNPass<R>*)nullptr);
+    }
+};
+
+// Take coefficients c, (rows, channels, M) one block after the other, to tables of c and D, padded.
+template <class R, class Net> void take_tables(Net& net, std::vector<Buffer<R>>& buffers, const R* from) {
+    const auto& s = net.sizes;
+    int64_t M = padded<R>(s.M);
+    buffers = std::vector<Buffer<R>>(s.L);
+    for (int64_t n = 0; n < s.L; n++) {
+        int64_t channels = net.channels(n), size = 2 * s.rows * channels * M;
+        R* T = buffers[n].room(size);
+        std::fill(T, T + size, R(0));
+        visit_table<R>(s.rows, channels, M, s.M, net.group(n), [&](int64_t row, int64_t at, int64_t width, int64_t place) {
+            T[at] = from[place];
+            if (row) T[at + width] = from[place] - from[place - channels * s.M];
+        });
+        from += s.rows * channels * s.M;
+        net.tables.push_back(T);
+    }
+}
+
+template <class R>
+AnyNetwork<R>* new_network(int64_t kind, const int64_t* s, const R* const* tensors, const R* tables) {
+    auto* any = new AnyNetwork<R>;
+    if (kind == IS_SCHNET) {
+        any->schnet = new SchNet<R>({s[0], s[1], s[2], s[3], s[4]}, tensors);
+        take_tables(*any->schnet, any->buffers, tables);
+    } else {
+        any->painn = new PaiNN<R>({s[0], s[1], s[2], s[3], s[4]}, tensors);
+        take_tables(*any->painn, any->buffers, tables);
+    }
+    return any;
+}
+
+// Energies of atoms (N), forces (N, 3), and virials (B, 3, 3) unless null.
+template <class R>
+void energies(const AnyNetwork<R>* any, Work<R>* work, const R* embeddings, const int64_t* samples, int64_t B,
+              int64_t keep, int64_t threads, R* energy, R* forces, R* virial) {
+    any->visit([&](const auto& net, auto* type) {
+        std::remove_pointer_t<decltype(type)> pass(net, *work, threads, keep);
+        pass.values(embeddings, energy, forces);
+        if (virial) pass.virials(pass.pull, net.VECTORS, samples, B, virial);
+    });
+}
+
+// The gradients of Σ_i seeds_i ε_i + dE/dε, after `energies` with keep and the same arguments.
+template <class R>
+void gradients(const AnyNetwork<R>* any, Work<R>* work, const R* seeds, const R* direction, const R* strain,
+               const int64_t* samples, int64_t B, int64_t threads, R* of_weights, R* of_tables, R* of_embeddings) {
+    any->visit([&](const auto& net, auto* type) {
+        std::remove_pointer_t<decltype(type)> pass(net, *work, threads, true);  // finds its numbers again
+        pass.rates(direction, strain, samples, B, net.VECTORS, pass.rate);
+        pass.gradients(seeds, of_weights, of_tables, of_embeddings);
+    });
+}
+
+template <class R> bool find(Work<R>* work, const void* pos, int64_t is_double, const int64_t* samples, int64_t B,
+                             const List* list, double cutoff, double reach, int64_t intervals, int64_t threads) {
+    Graph<R>& graph = work->graph;
+    graph.spacing = reach / intervals, graph.last_knot = intervals - 1;
+    auto with = [&](auto* positions) {
+        if (list) return graph.narrow(*list, positions, cutoff, threads);
+        return graph.search(positions, samples, B, cutoff, threads);
+    };
+    return is_double ? with(static_cast<const double*>(pos)) : with(static_cast<const float*>(pos));
+}
+
+// Whether all of the numbers are finite.
+template <class R> bool finite(const R* x, int64_t size) {
+    bool all = true;
+    for (int64_t n = 0; n < size; n++) all &= std::isfinite(x[n]);
+    return all;
+}
+
+}  // namespace
+
+#define FOR_EACH_PRECISION(X) X(float, f) X(double, d)
+#define EXPORT(R, s)                                                                                                  \
+    void* network_##s(int64_t kind, const int64_t* sizes, const R* const* tensors, const R* tables) {                 \
+        return new_network<R>(kind, sizes, tensors, tables);                                                          \
+    }                                                                                                                 \
+    void free_network_##s(void* any) { delete static_cast<AnyNetwork<R>*>(any); }                                     \
+    void* work_##s() { return new Work<R>; }                                                                          \
+    void free_work_##s(void* work) { delete static_cast<Work<R>*>(work); }                                            \
+    int64_t find_##s(void* work, const void* pos, int64_t is_double, const int64_t* samples, int64_t B, void* list,   \
+                     double cutoff, double reach, int64_t intervals, int64_t threads) {                               \
+        return find<R>(static_cast<Work<R>*>(work), pos, is_double, samples, B, static_cast<List*>(list), cutoff,     \
+                       reach, intervals, threads);                                                                    \
+    }                                                                                                                 \
+    void energies_##s(void* any, void* work, const R* embeddings, const int64_t* samples, int64_t B, int64_t keep,    \
+                      int64_t threads, R* energy, R* forces, R* virial) {                                             \
+        energies<R>(static_cast<AnyNetwork<R>*>(any), static_cast<Work<R>*>(work), embeddings, samples, B, keep,      \
+                    threads, energy, forces, virial);                                                                 \
+    }                                                                                                                 \
+    void gradients_##s(void* any, void* work, const R* seeds, const R* direction, const R* strain,                    \
+                       const int64_t* samples, int64_t B, int64_t threads, R* of_weights, R* of_tables,               \
+                       R* of_embeddings) {                                                                            \
+        gradients<R>(static_cast<AnyNetwork<R>*>(any), static_cast<Work<R>*>(work), seeds, direction, strain,         \
+                     samples, B, threads, of_weights, of_tables, of_embeddings);                                      \
+    }                                                                                                                 \
+    int64_t num_edges_##s(void* work) { return static_cast<Work<R>*>(work)->graph.num_edges; }                        \
+    int64_t finite_##s(const R* x, int64_t size) { return finite<R>(x, size); }
+
+extern "C" {
+FOR_EACH_PRECISION(EXPORT)
+
+// A list of directed edges j -> i in range of each other, sorted; pos: null to keep the atoms' order.
+void* list_of(const double* pos, const int64_t* samples, int64_t B, double cutoff, int64_t E, const int64_t* senders,
+              const int64_t* receivers, const double* offset, int64_t one_offset, int64_t threads) {
+    List* list = new List;
+    list->order.resize(samples[B]);
+    std::iota(list->order.begin(), list->order.end(), 0);
+    if (pos) {
+        Cells cells;
+        cells.sort_atoms(pos, samples, B, cutoff);
+        list->order = cells.order;
+    }
+    Graph<double>::cut(samples, B, threads, list->parts);
+    make_list(*list, E, senders, receivers, offset, one_offset);
+    return list;
+}
+void free_list(void* list) { delete static_cast<List*>(list); }
+// Whether arrays hold, one after the other, the bytes that were seen.
+int64_t same(const void* const* arrays, const int64_t* sizes, const char* seen, int64_t num) {
+    for (int64_t n = 0; n < num; seen += sizes[n++])
+        if (std::memcmp(arrays[n], seen, sizes[n])) return false;
+    return true;
+}
+int64_t is_symmetric(void* list) { return static_cast<List*>(list)->symmetric; }
+}

@@ -1,0 +1,165 @@
+"""The engine's compiled library: built by the machine's C++ compiler when it is first needed.
+
+A library is kept beside the sources, else in the user's cache, else in a temporary folder; its name
+tells of the sources, the compiler and the processor, so that none is ever taken for another.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "engine"
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ["-std=gnu++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared",
+         "-pthread"]  # fmt: skip
+FOR_THIS_PROCESSOR = (["-march=native"], ["-mcpu=native"], [])  # the first that the compiler takes
+
+pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+SIGNATURES = {  # of functions that end with _f and _d
+    "network": (pointer, [whole, pointer, pointer, pointer]),
+    "free_network": (None, [pointer]),
+    "work": (pointer, []),
+    "free_work": (None, [pointer]),
+    "find": (whole, [pointer, pointer, whole, pointer, whole, pointer, real, real, whole, whole]),
+    "energies": (None, [pointer, pointer, pointer, pointer, *[whole] * 3, *[pointer] * 3]),
+    "gradients": (None, [*[pointer] * 6, whole, whole, *[pointer] * 3]),
+    "num_edges": (whole, [pointer]),
+    "finite": (whole, [pointer, whole]),
+}
+COMMON_SIGNATURES = {
+    "list_of": (pointer, [pointer, pointer, whole, real, whole, *[pointer] * 3, whole, whole]),
+    "free_list": (None, [pointer]),
+    "is_symmetric": (whole, [pointer]),
+    "same": (whole, [pointer, pointer, pointer, whole]),
+}
+
+
+class NoLibraryError(RuntimeError):
+    """There is no library, and the message says why."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Return the library; it is compiled if it is not there yet.
+
+    Raises:
+        NoLibraryError: if there is no compiler, or it cannot compile the engine.
+    """
+    try:
+        lib = ctypes.CDLL(str(_built()))
+    except OSError as error:
+        raise NoLibraryError(f"the compiled engine does not load: {error}") from error
+    for name, (result, arguments) in SIGNATURES.items():
+        for precision in "fd":
+            function = getattr(lib, f"{name}_{precision}")
+            function.restype, function.argtypes = result, arguments
+    for name, (result, arguments) in COMMON_SIGNATURES.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+def prepare() -> None:
+    """Compile the library if it is not there yet, and say what is done, or why it cannot be."""
+    try:
+        compiler = _compiler()
+        name = f"engine-{_fingerprint(compiler)}.so"
+        if not any((folder / name).is_file() for folder in _folders()):
+            print(f"Compiling the engine with {compiler}, once: about 15 seconds.", flush=True)
+        library()
+    except NoLibraryError as error:
+        print(f"The plain networks will compute, without the engine: {error}.")
+
+
+def _compiler() -> str:
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise NoLibraryError("there is no C++ compiler")
+    return compiler
+
+
+def _built() -> Path:
+    """Return the path of the library."""
+    compiler = _compiler()
+    name = f"engine-{_fingerprint(compiler)}.so"
+    folders = _folders()
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                _compile(compiler, Path(place) / name)
+                return Path(os.replace(Path(place) / name, folder / name) or folder / name)
+        except OSError:  # not to be written to
+            continue
+    place = Path(tempfile.mkdtemp(prefix="molnets-"))
+    print(f"The compiled engine cannot be kept: no one may write to {folders[0]} "
+          f"or {folders[-1]}.", file=sys.stderr)  # fmt: skip
+    _compile(compiler, place / name)
+    return place / name
+
+
+def _folders() -> list[Path]:
+    """Return where a library may be kept, the best place first."""
+    cache_folder = os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache")
+    return [SOURCES / "__pycache__", Path(cache_folder) / "molnets"]
+
+
+def compiler_version() -> str:
+    """Return what the compiler says that it is."""
+    return _version(_compiler()).splitlines()[0]
+
+
+def _version(compiler: str) -> str:
+    command = [compiler, "--version"]
+    try:
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NoLibraryError(f"the C++ compiler {compiler!r} does not run") from error
+
+
+def _fingerprint(compiler: str) -> str:
+    """Return what names a library: a hash of sources, flags, compiler and processor."""
+    parts = [path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]*"))]
+    parts += [
+        _version(compiler).encode(),
+        " ".join(FLAGS).encode(),
+        platform.machine().encode(),
+        _processor(),
+    ]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _processor() -> bytes:
+    """Return what the processor can do, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
+
+
+def _compile(compiler: str, target: Path) -> None:
+    if sys.stderr.isatty():
+        print("Compiling the engine, once: about 15 seconds.", file=sys.stderr)
+    for native in FOR_THIS_PROCESSOR:
+        command = [compiler, *FLAGS, *native, str(SOURCES / "engine.cpp"), "-o", str(target)]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            raise NoLibraryError(f"the C++ compiler {compiler!r} does not run") from error
+        if result.returncode == 0:
+            return
+    lines = result.stderr.strip().splitlines() or [f"{compiler} ended with {result.returncode}"]
+    raise NoLibraryError(f"the engine does not compile: {lines[0]}")

@@ -1,0 +1,267 @@
+"""What the engine knows to compute: networks whose every part is the one that it was written for.
+
+`describe` looks at all parts of a network, once; `Watch` sees, at every call, whether anything
+could have changed since: a part, its class, a hook, a method, the cutoff, or a weight.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.modules.module as torch_module
+from torch import Tensor, nn
+from torch_geometric.nn.models.schnet import CFConv, InteractionBlock, ShiftedSoftplus
+
+from molnets.networks.painn import Message, PaiNN, Update
+from schnet_helpers import ElementEmbedding, RadialExpansion, SchNet
+
+SCHNET, PAINN = 0, 1  # as in engine.cpp
+SHIFT = ShiftedSoftplus().shift  # log(2) in single precision
+OWN_METHODS = {"forward", "__call__", "message", "propagate", "aggregate", "update", "expand"}
+ATTRIBUTES = ("cutoff", "aggr", "flow", "shift")  # that count, beside modules and weights
+OF_ALL_MODULES = [
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
+]
+
+
+class UnknownPartError(TypeError):
+    """The engine does not know a network, and the message says what of it."""
+
+
+class Structure(NamedTuple):
+    """A network in the engine's terms.
+
+    Its weights are all tensors that results depend on, but for those of the embedding: first those
+    that the engine takes, in its order, then those of the filters.
+    """
+
+    kind: int
+    sizes: tuple[int, int, int, int]  # blocks, features, filters, width of the readout
+    channels: list[int]  # rows of filters in each block
+    weights: list[Tensor]  # the engine's
+    filter_weights: list[Tensor]
+    expansion: RadialExpansion
+    embedding: nn.Module
+    cutoff: float
+    filters: Callable[[list[Tensor], Tensor, Tensor], list[Tensor]]  # weights, e, fade -> values
+
+    def values(self, d: Tensor) -> list[Tensor]:
+        """Return the filters of each block, (n, channels M), at distances (n,), float64."""
+        weights = [w.detach().double() for w in self.filter_weights]
+        return self.filters(weights, *self.radial(d))
+
+    def radial(self, d: Tensor) -> tuple[Tensor, Tensor]:
+        """Return Gaussians, (n, Gaussians), and the cutoff function, (n, 1), smooth beyond r_c."""
+        gamma, mu = self.expansion.gamma.double(), self.expansion.mu.double()
+        d = d.unsqueeze(1)
+        return torch.exp(-gamma * (d - mu) ** 2), 0.5 * (torch.cos(math.pi / self.cutoff * d) + 1)
+
+
+def describe(model: nn.Module) -> Structure:
+    """Return a network in the engine's terms.
+
+    Raises:
+        UnknownPartError: if any part of it is not the one that the engine was written for.
+    """
+    kind = getattr(type(model), "plain", type(model))  # a subclass could compute anything
+    if kind not in (SchNet, PaiNN):
+        raise UnknownPartError(f"the network is a {type(model).__name__}")
+    structure = _schnet(model) if kind is SchNet else _painn(model)
+    for name, module in model.named_modules():
+        own = OWN_METHODS & module.__dict__.keys()
+        _expect(not own, f"{name or 'the network'} has a {', '.join(own)} of its own")
+    _expect(not any(_hooks(list(model.modules()))), "it has hooks")
+    tensors = (*structure.weights, *structure.filter_weights)
+    _expect(all(type(w) in (nn.Parameter, Tensor) for w in tensors), "weights of another class")
+    return structure
+
+
+def _schnet(model: SchNet) -> Structure:
+    weights, filter_weights = [], []
+    for name, block in model.interactions.named_children():
+        _expect_type(block, InteractionBlock, f"interactions.{name}")
+        conv, filters = block.conv, block.conv.nn
+        _expect_type(conv, CFConv, f"interactions.{name}.conv")
+        _expect(filters is block.mlp, f"interactions.{name}: mlp and conv.nn are not the same")
+        _expect((conv.aggr, conv.flow, conv.cutoff) == ("add", "source_to_target", model.cutoff),
+                f"interactions.{name}.conv has another aggregation, flow or cutoff")  # fmt: skip
+        _expect_type(block.act, ShiftedSoftplus, f"interactions.{name}.act")
+        first, second = _two_layers(filters, ShiftedSoftplus, f"interactions.{name}.mlp")
+        for part, layer in (("conv.lin1", conv.lin1), ("conv.lin2", conv.lin2), ("lin", block.lin)):
+            _expect_type(layer, nn.Linear, f"interactions.{name}.{part}")
+        _expect(conv.lin1.bias is None, f"interactions.{name}.conv.lin1 has a bias")
+        weights += [conv.lin1.weight, *_both(conv.lin2), *_both(block.lin)]
+        filter_weights += [*_both(first), *_both(second)]
+    ends = _two_layers(model.readout, ShiftedSoftplus, "readout")
+    weights += [w for layer in ends for w in _both(layer)]
+    for module in model.modules():
+        if type(module) is ShiftedSoftplus:
+            _expect(module.shift == SHIFT, "a shifted softplus of another shift")
+    L, (M, F) = len(model.interactions), weights[0].shape
+    sizes = (L, F, M, ends[0].out_features)
+    kinds = [(M, F), (F, M), (F,), (F, F), (F,)] * L
+    return _structure(
+        SCHNET, sizes, [1] * L, weights, filter_weights, model, _schnet_filters, kinds
+    )
+
+
+def _painn(model: PaiNN) -> Structure:
+    weights, filter_weights = [], []
+    F, L = model.readout[0].in_features, len(model.messages)
+    kinds, channels = [], [2] + [3] * (L - 1)
+    for n, (message, update) in enumerate(zip(model.messages, model.updates, strict=True)):
+        _expect_type(message, Message, f"messages.{n}")
+        _expect_type(update, Update, f"updates.{n}")
+        phi = _two_layers(message.phi, nn.SiLU, f"messages.{n}.phi")
+        mix = _two_layers(update.a, nn.SiLU, f"updates.{n}.a")
+        for part, layer in (("U", update.U), ("V", update.V), ("filters", message.filters)):
+            _expect_type(layer, nn.Linear, f"{part} of block {n}")
+            _expect(layer.bias is None, f"{part} of block {n} has a bias")
+        weights += [*_both(phi[0]), *_both(phi[1]), update.U.weight, update.V.weight,
+                    *_both(mix[0]), *_both(mix[1])]  # fmt: skip
+        filter_weights.append(message.filters.weight)
+        wide, out = channels[n] * F, (2 if n == L - 1 else 3) * F
+        kinds += [
+            (F, F),
+            (F,),
+            (wide, F),
+            (wide,),
+            (F, F),
+            (F, F),
+            (F, 2 * F),
+            (F,),
+            (out, F),
+            (out,),
+        ]
+    ends = _two_layers(model.readout, nn.SiLU, "readout")
+    weights += [w for layer in ends for w in _both(layer)]
+    sizes = (L, F, F, ends[0].out_features)
+    return _structure(PAINN, sizes, channels, weights, filter_weights, model, _painn_filters, kinds)
+
+
+def _structure(kind, sizes, channels, weights, filter_weights, model, filters, kinds) -> Structure:
+    """Return a structure whose shapes and remaining parts are checked."""
+    _expect_type(model.radial_expansion, RadialExpansion, "radial_expansion")
+    H = sizes[-1]
+    shapes = [tuple(w.shape) for w in weights]
+    expected = [*kinds, (H, sizes[1]), (H,), (1, H), (1,)]
+    _expect(shapes == expected, f"layers of shapes {shapes} where {expected} are known")
+    known = type(model.embedding) in (nn.Linear, ElementEmbedding)
+    _expect(known, f"embedding is a {type(model.embedding).__name__}")
+    return Structure(kind, sizes, channels, weights, filter_weights, model.radial_expansion,
+                     model.embedding, model.cutoff, filters)  # fmt: skip
+
+
+def _schnet_filters(weights: list[Tensor], e: Tensor, fade: Tensor) -> list[Tensor]:
+    """Return W₂ ssp(W₁ e + b₁) + b₂ of all blocks, times the cutoff function."""
+    W1, b1, W2, b2 = (torch.stack(weights[n::4]) for n in range(4))
+    inner = torch.baddbmm(b1.unsqueeze(1), e.expand(len(W1), *e.shape), W1.transpose(1, 2))
+    inner = nn.functional.softplus(inner) - SHIFT
+    return list((torch.baddbmm(b2.unsqueeze(1), inner, W2.transpose(1, 2)) * fade).unbind(0))
+
+
+def _painn_filters(weights: list[Tensor], e: Tensor, fade: Tensor) -> list[Tensor]:
+    """Return W (e, 1) of all blocks, times the cutoff function."""
+    together = torch.cat([e * fade, fade], dim=1) @ torch.cat(weights).T
+    return list(together.split([len(W) for W in weights], dim=1))
+
+
+def _both(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    return layer.weight, layer.bias
+
+
+def _two_layers(parts: nn.Module, activation: type, name: str) -> tuple[nn.Linear, nn.Linear]:
+    """Return the dense layers of dense - activation - dense."""
+    kinds = [type(part) for part in parts.children()]
+    ok = type(parts) is nn.Sequential and kinds == [nn.Linear, activation, nn.Linear]
+    _expect(ok, f"{name} is {type(parts).__name__}({', '.join(k.__name__ for k in kinds)})")
+    first, _, second = parts.children()
+    _expect(first.bias is not None and second.bias is not None, f"{name} has a layer without bias")
+    return first, second
+
+
+def _expect_type(part: nn.Module, kind: type, name: str) -> None:
+    _expect(type(part) is kind, f"{name} is a {type(part).__name__}")
+
+
+def _expect(ok: bool, what: str) -> None:
+    if not ok:
+        raise UnknownPartError(what)
+
+
+def _hooks(modules: list[nn.Module]) -> list[dict]:
+    """Return where hooks would stand that change what modules compute."""
+    own = [hooks for module in modules for name, hooks in module.__dict__.items()
+           if "hooks" in name and "state_dict" not in name and isinstance(hooks, dict)]  # fmt: skip
+    return OF_ALL_MODULES + own
+
+
+class Watch:
+    """Whether a network is still what it was when it was described.
+
+    Args:
+        model: the network.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, modules = model, list(model.modules())
+        self._modules, self._hooks = modules, _hooks(modules)
+        self._children = [module._modules for module in modules]
+        self._parameters = [module._parameters for module in modules if module._parameters]
+        self._buffers = [module._buffers for module in modules if module._buffers]
+        self._dicts = [module.__dict__ for module in modules]
+        self._plain = [(d, name) for d in self._dicts for name in ATTRIBUTES
+                       if name in d]  # fmt: skip
+        self._state = self._now()
+        self._seen = b""
+        self._tensors: list[Tensor] = []
+
+    def _now(self) -> list[object]:
+        """Return what must stay as it is; modules are compared by identity."""
+        children = [child for group in self._children for child in group.values()]
+        values = [d[name] for d, name in self._plain]
+        return [*children, *map(type, self._modules), *map(len, self._dicts), *values,
+                any(self._hooks)]  # fmt: skip
+
+    def same_structure(self) -> bool:
+        """Return whether no part is another one, or could compute something else."""
+        try:
+            return self._now() == self._state
+        except KeyError:  # an attribute is gone
+            return False
+
+    def tensors(self) -> list[Tensor]:
+        """Return all weights and buffers."""
+        return [x for group in (*self._parameters, *self._buffers) for x in group.values()
+                if x is not None]  # fmt: skip
+
+    def same_weights(self, library: ctypes.CDLL) -> bool:
+        """Return whether all numbers are those of the last `remember`, bit by bit."""
+        tensors, before = self.tensors(), self._tensors
+        if len(tensors) != len(before):
+            return False
+        for now, then in zip(tensors, before, strict=True):
+            if now is not then or now.dtype is not self._dtype or not now.is_contiguous():
+                return False
+        pointers = self._pointers
+        pointers[:] = [x.data_ptr() for x in tensors]
+        return bool(library.same(pointers.ctypes.data, self._sizes.ctypes.data,
+                                 self._bytes.ctypes.data, len(tensors)))  # fmt: skip
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Take the weights as they are for those of `same_weights`."""
+        self._tensors = tensors = self.tensors()
+        self._dtype = tensors[0].dtype
+        self._pointers = np.empty(len(tensors), np.uintp)
+        self._sizes = np.array([x.numel() * x.element_size() for x in tensors], np.int64)
+        copies = [x.detach().contiguous().view(-1).numpy().view(np.uint8) for x in tensors]
+        self._bytes = np.concatenate(copies)
