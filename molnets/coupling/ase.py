@@ -26,6 +26,7 @@ from molnets.edges import Graph
 from molnets.potential import as_potential
 from molnets.tables import tabulated
 
+FAR = 8  # cells from the origin, from where on atoms are brought near
 ENERGY_UNITS = ("eV", checkpoint.UNKNOWN)
 LENGTH_UNITS = ("Å", "A", "Ang", "Angstrom", "angstrom", checkpoint.UNKNOWN)
 
@@ -106,13 +107,30 @@ class ModelCalculator(Calculator):
         like = {"dtype": self._weight.dtype, "device": self._weight.device}
         z = torch.from_numpy(atoms.numbers).to(self._weight.device).view(-1, 1)
         batch = torch.zeros(len(atoms), dtype=torch.int64, device=self._weight.device)
-        middle = atoms.positions.sum(axis=0) / max(1, len(atoms))
+        positions = _brought_near(atoms)
+        middle = positions.sum(axis=0) / max(1, len(atoms))
         middle = middle if np.isfinite(middle).all() else 0.0  # an error that names the atom
-        pos = torch.tensor(atoms.positions - middle, **like)  # float32 has few digits far away
+        pos = torch.tensor(positions - middle, **like)  # float32 has few digits far away
         if not atoms.pbc.any():
             return z, pos, batch, None, None
         cells = torch.tensor(atoms.cell.array, **like).unsqueeze(0)
         return z, pos, batch, cells, torch.from_numpy(atoms.pbc)
+
+
+def _brought_near(atoms: Atoms) -> np.ndarray:
+    """Return positions, (N, 3), those of atoms many cells away moved back by whole cells.
+
+    Those near by stay, so that no atom that goes from cell to cell makes the list of edges anew.
+    """
+    positions = atoms.positions
+    if not (atoms.pbc.any() and np.isfinite(positions).all()):
+        return positions
+    cell = atoms.cell.complete().array
+    if not np.linalg.det(cell):
+        return positions  # an error that names the cell
+    places = np.linalg.solve(cell.T, positions.T).T  # in units of the cell's vectors
+    cells = np.floor(places) * (np.abs(places) > FAR) * atoms.pbc
+    return positions - cells @ cell if cells.any() else positions
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -17,6 +17,7 @@ from molnets.checks import expect, spread_atomic_numbers
 
 if TYPE_CHECKING:
     from molnets.tables.model import System, _Tabulated
+    from molnets.tables.native import NativeNetwork
 
 
 class Call(NamedTuple):
@@ -26,7 +27,7 @@ class Call(NamedTuple):
     system: System
     forces: Tensor  # (N, 3)
     version: int  # of the positions
-    made_of: object  # stays the same as long as the weights do
+    made_of: NativeNetwork  # another one as soon as weights are others
     bundle: Tensor | None
 
 
@@ -78,7 +79,7 @@ def _expect_the_same(call: Call) -> None:
 def _general_gradients(call: Call, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients by positions and bundle, with a graph of their own."""
     _expect_the_same(call)
-    pos, weights = call.system.pos, call.model.weights_of_call()
+    pos, weights = call.system.pos, call.made_of.structure.all_weights()
     inputs = [x for x in (pos, *weights) if x.requires_grad]
     energy = call.model.general_energy(call.system)
     grads = torch.autograd.grad(energy, inputs, g, create_graph=True, materialize_grads=True)

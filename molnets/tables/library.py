@@ -17,6 +17,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import torch
+
 SOURCES = Path(__file__).parent / "engine"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ["-std=gnu++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared",
@@ -41,6 +43,12 @@ COMMON_SIGNATURES = {
     "is_symmetric": (whole, [pointer]),
     "same": (whole, [pointer, pointer, pointer, whole]),
 }
+
+
+if hasattr(os, "register_at_fork"):
+    # OpenMP's threads, which torch works with, are not there in a child and are waited for without
+    # end. The engine's own pool begins anew; with one thread torch asks for no others.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class NoLibraryError(RuntimeError):
@@ -146,7 +154,7 @@ def _processor() -> bytes:
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
-        return platform.processor().encode()
+        return platform.processor().encode() + platform.machine().encode()
     return next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
 
 

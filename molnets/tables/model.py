@@ -71,8 +71,7 @@ class _Engine:
         self.watch: Watch | None = None
         self.unknown: str | None = None  # what the engine does not know
         self.network: NativeNetwork | None = None
-        self.bundle: Tensor | None = None
-        self.bundled: list[bool] = []
+        self.bundled: tuple[object, Tensor | None] = None, None  # what stands for which weights
         self.atoms: _Atoms | None = None
         self.list: tuple[object, ...] = ()  # a list of edges, and what it was made of
         self.free: list[Work] = []
@@ -86,7 +85,7 @@ class _Engine:
         return self.unknown is None
 
     def _look(self) -> None:
-        before, self.network, self.bundle, self.unknown = self.unknown, None, None, None
+        before, self.network, self.unknown = self.unknown, None, None
         watch = Watch(self.model)
         try:
             describe(self.model)
@@ -106,7 +105,7 @@ class _Engine:
         with self.lock:
             if self.network is not None and self.watch.same_weights(lib):
                 return self.network
-            self.network, self.bundle = None, None  # nothing old is left if the next lines fail
+            self.network = None  # nothing old is left if the next lines fail
             structure = describe(self.model)
             self.watch.remember()
             self.network = self._made_of(structure)
@@ -123,14 +122,17 @@ class _Engine:
         expected = f"one that {MAX_INTERVALS} intervals can keep"
         expect(found is not None, "tolerance", expected, tolerance)
         splines = torch.cat([c.flatten() for c in found[0]]).to(dtype)
+        if not all(w.isfinite().all() for w in structure.filter_weights):
+            splines = torch.full_like(splines, torch.nan)  # an activation may have hidden them
         return NativeNetwork(structure, splines, found[1])
 
-    def work(self) -> Work:
+    def work(self, network: NativeNetwork) -> Work:
         """Return memory that no other call uses."""
         try:
-            return self.free.pop()
+            work = self.free.pop()
         except IndexError:
-            return Work(self.network.dtype)
+            return Work(network.dtype)
+        return work if work.precision == network.precision else Work(network.dtype)
 
 
 class _Tabulated:
@@ -188,11 +190,11 @@ class _Tabulated:
         system = System(z, pos, batch, graph, cells, pbc)
         if cells is not None and cells.requires_grad:
             return self.general_energy(system)
-        energy, forces, _ = self.evaluate(z, pos, batch, graph, cells, pbc)
-        bundle = self._bundle()
+        energy, forces, _, network = self._evaluate(system)
+        bundle = self._bundle(network)
         if bundle is None and not pos.requires_grad:
             return energy
-        call = Call(self, system, forces, pos._version, self._engine.network, bundle)
+        call = Call(self, system, forces, pos._version, network, bundle)
         return EnergyOfCall.apply(pos, bundle, call, [energy])
 
     def general_energy(self, system: System) -> Tensor:
@@ -215,13 +217,19 @@ class _Tabulated:
         Arguments and errors are those of a `Potential`; without a graph, isolated molecules are
         searched for edges in compiled code.
         """
-        system = System(z, pos.detach().contiguous(), batch, graph, cells, pbc)
+        return self._evaluate(System(z, pos, batch, graph, cells, pbc), virial)[:3]
+
+    def _evaluate(
+        self, system: System, virial: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None, NativeNetwork]:
+        """Return what `evaluate` does, and of which weights it is."""
+        system = system._replace(pos=system.pos.detach().contiguous())
         engine, work, atoms, threads = self._begin(system)
         energy_i, forces, virials = atoms.network.energies(
             work, atoms.x, atoms.start, threads, virial=virial
         )
         engine.free.append(work)
-        return _sum(energy_i, atoms), forces, virials
+        return _sum(energy_i, atoms), forces, virials, atoms.network
 
     def weight_gradients(self, system: System, g: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the gradients of Σ_b g_b E_b by the embeddings, (N, F), and by the weights.
@@ -243,32 +251,24 @@ class _Tabulated:
         of_filters = torch.autograd.grad(splines, weights, of_splines.double())
         return of_x, [*parts, *(grad.to(of_x.dtype) for grad in of_filters)]
 
-    def weights_of_call(self) -> list[Tensor]:
-        """Return the weights of the last call: those of `weight_gradients` and the embedding's."""
-        structure = self._engine.network.structure
-        return [*structure.weights, *structure.filter_weights, *structure.embedding.parameters()]
-
     def state_of_weights(self) -> object:
         """Return an object that stays the same as long as the weights and the structure do."""
         return self._engine.current() if self._engine.knows() else None
 
-    def _bundle(self) -> Tensor | None:
+    def _bundle(self, network: NativeNetwork) -> Tensor | None:
         """Return what stands for all weights in the graph, if any of them is to be trained."""
-        engine, weights = self._engine, self.weights_of_call()
-        state = [weight.requires_grad for weight in weights]
-        if engine.bundle is None or state != engine.bundled:
-            engine.bundled = state
-            engine.bundle = bundle_of(weights) if any(state) else None
-        return engine.bundle
+        engine, weights = self._engine, network.structure.all_weights()
+        state = network, [weight.requires_grad for weight in weights]
+        if engine.bundled[0] != state:
+            engine.bundled = state, bundle_of(weights) if any(state[1]) else None
+        return engine.bundled[1]
 
     def _begin(self, system: System) -> tuple[_Engine, Work, _Atoms, int]:
         """Return the engine, memory where the edges have been found, the atoms, and threads."""
         threads, engine = torch.get_num_threads(), self._engine
         network = engine.current()
         atoms = self._atoms_of(engine, network, system)
-        work = engine.work()
-        if work.precision != network.precision:
-            work = Work(network.dtype)
+        work = engine.work(network)
         _, pos, batch, graph, cells, pbc = system
         ok = self._searches() if graph is None else type(graph) is Graph
         expect(ok, "graph", "a Graph, whose edges have their reverse", type(graph).__name__)

@@ -53,6 +53,10 @@ class Structure(NamedTuple):
     cutoff: float
     filters: Callable[[list[Tensor], Tensor, Tensor], list[Tensor]]  # weights, e, fade -> values
 
+    def all_weights(self) -> list[Tensor]:
+        """Return the engine's weights, those of the filters, and those of the embedding."""
+        return [*self.weights, *self.filter_weights, *self.embedding.parameters()]
+
     def values(self, d: Tensor) -> list[Tensor]:
         """Return the filters of each block, (n, channels M), at distances (n,), float64."""
         weights = [w.detach().double() for w in self.filter_weights]
@@ -175,6 +179,7 @@ def _painn_filters(weights: list[Tensor], e: Tensor, fade: Tensor) -> list[Tenso
 
 
 def _both(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    _expect(layer.bias is not None, "it has a layer without bias")
     return layer.weight, layer.bias
 
 
@@ -184,7 +189,6 @@ def _two_layers(parts: nn.Module, activation: type, name: str) -> tuple[nn.Linea
     ok = type(parts) is nn.Sequential and kinds == [nn.Linear, activation, nn.Linear]
     _expect(ok, f"{name} is {type(parts).__name__}({', '.join(k.__name__ for k in kinds)})")
     first, _, second = parts.children()
-    _expect(first.bias is not None and second.bias is not None, f"{name} has a layer without bias")
     return first, second
 
 
