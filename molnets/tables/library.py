@@ -34,6 +34,10 @@ SIGNATURES = {  # of functions that end with _f and _d
     "find": (whole, [pointer, pointer, whole, pointer, whole, pointer, real, real, whole, whole]),
     "energies": (None, [pointer, pointer, pointer, pointer, *[whole] * 3, *[pointer] * 3]),
     "gradients": (None, [*[pointer] * 6, whole, whole, *[pointer] * 3]),
+    "update": (None, [pointer] * 3),
+    "filters": (pointer, [pointer] * 5),
+    "free_filters": (None, [pointer]),
+    "splines": (None, [pointer, pointer, whole, *[pointer] * 3]),
     "num_edges": (whole, [pointer]),
     "finite": (whole, [pointer, whole]),
 }

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -32,9 +32,8 @@ from molnets.networks.painn import PaiNN
 from molnets.potential import by_autograd, sum_over_atoms
 from molnets.tables.energy import Call, EnergyOfCall, bundle_of
 from molnets.tables.library import NoLibraryError, library
-from molnets.tables.native import PRECISIONS, EdgeList, NativeNetwork, Work
-from molnets.tables.splines import coefficients as coefficients_of
-from molnets.tables.splines import fitted, knots
+from molnets.tables.native import PRECISIONS, EdgeList, NativeNetwork, SplineMaker, Work
+from molnets.tables.splines import fitted
 from molnets.tables.structure import Structure, UnknownPartError, Watch, describe
 from schnet_helpers import RadiusInteractionGraph, SchNet
 
@@ -117,8 +116,7 @@ class _Engine:
         (dtype,) = dtypes
         tolerance = self.model.tolerance or TOLERANCES[dtype]
         with torch.no_grad(), torch.inference_mode(False):
-            found = fitted(structure.values, structure.cutoff, tolerance,
-                           MIN_INTERVALS, MAX_INTERVALS)  # fmt: skip
+            found = fitted(partial(_splines, structure), tolerance, MIN_INTERVALS, MAX_INTERVALS)
         expected = f"one that {MAX_INTERVALS} intervals can keep"
         expect(found is not None, "tolerance", expected, tolerance)
         splines = torch.cat([c.flatten() for c in found[0]]).to(dtype)
@@ -243,13 +241,10 @@ class _Tabulated:
         seeds = g.detach().flatten()[atoms.batch]
         parts, of_splines, of_x = network.gradients(work, seeds, atoms.start, threads, None)
         engine.free.append(work)
-        with torch.enable_grad():
-            weights = [w.detach().double().requires_grad_() for w in structure.filter_weights]
-            d = knots(network.num_intervals, structure.cutoff, torch.float64)
-            values = structure.filters(weights, *structure.radial(d))
-            splines = torch.cat([coefficients_of(x).flatten() for x in values])
-        of_filters = torch.autograd.grad(splines, weights, of_splines.double())
-        return of_x, [*parts, *(grad.to(of_x.dtype) for grad in of_filters)]
+        weights = structure.filter_weights
+        maker = SplineMaker(structure, network.num_intervals, torch.float64)
+        of_filters = maker.gradients(weights, of_splines.double())
+        return of_x, [*parts, *(g.to(of_x.dtype) for g in of_filters)]
 
     def state_of_weights(self) -> object:
         """Return an object that stays the same as long as the weights and the structure do."""
@@ -386,6 +381,12 @@ def tables_apply(device: torch.device, dtype: torch.dtype) -> bool:
     if why is not None:
         say_why(why)
     return why is None
+
+
+def _splines(structure: Structure, num_intervals: int) -> list[Tensor]:
+    """Return the coefficients of each block's filters, (K + 5, channels M), float64."""
+    maker = SplineMaker(structure, num_intervals, torch.float64)
+    return maker.by_block(maker(structure.filter_weights))
 
 
 def _sum(energy_i: Tensor, atoms: _Atoms) -> Tensor:

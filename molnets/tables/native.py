@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from molnets.tables.library import library
-from molnets.tables.structure import Structure
+from molnets.tables.splines import inverse, knots
+from molnets.tables.structure import SCHNET, Structure
 
 PRECISIONS = {torch.float32: "f", torch.float64: "d"}
 
@@ -27,6 +30,13 @@ class Native:
     def __del__(self) -> None:
         if getattr(self, "_free", None) is not None:
             self._free(self.pointer)
+
+
+def pointers_of(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[ctypes.Array, list[Tensor]]:
+    """Return pointers to the numbers of tensors, and what must be kept as long as they are used."""
+    kept = [w if w.dtype is dtype and w.is_contiguous() else w.detach().to(dtype).contiguous()
+            for w in tensors]  # fmt: skip
+    return (ctypes.c_void_p * len(kept))(*[w.data_ptr() for w in kept]), kept
 
 
 class EdgeList(Native):
@@ -79,8 +89,66 @@ class Work(Native):
         return getattr(library(), f"num_edges_{self.precision}")(self.pointer)
 
 
+class SplineMaker(Native):
+    """Makes coefficients of splines from the weights of filters.
+
+    Args:
+        structure: the network.
+        num_intervals: K.
+        dtype: of the coefficients.
+    """
+
+    def __init__(self, structure: Structure, num_intervals: int, dtype: torch.dtype) -> None:
+        d, a = knots(num_intervals, structure.cutoff, dtype), inverse(dtype)
+        self.radial = [x.to(dtype).contiguous() for x in structure.radial(d)]
+        self.dtype, (L, _, M, _) = dtype, structure.sizes
+        sizes = L, self.radial[0].shape[1], M, len(d), len(a) // 2, structure.kind == SCHNET
+        arrays = [(ctypes.c_int64 * len(x))(*x) for x in (sizes, structure.channels)]
+        name = f"filters_{PRECISIONS[dtype]}"
+        e, fade = self.radial
+        pointer = getattr(library(), name)(*arrays, e.data_ptr(), fade.data_ptr(), a.data_ptr())
+        super().__init__(pointer, f"free_{name}")
+        self._splines = getattr(library(), f"splines_{PRECISIONS[dtype]}")
+        self._lock, self._state = threading.Lock(), []
+        self.shapes = [(num_intervals + 5, rows * M) for rows in structure.channels]
+        self.num = sum(rows * columns for rows, columns in self.shapes)
+
+    def __call__(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return the coefficients of all blocks, one after the other.
+
+        Args:
+            weights: `Structure.filter_weights`, of any dtype.
+        """
+        c = torch.empty(self.num, dtype=self.dtype)
+        with self._lock:
+            self._forward(weights, c)
+        return c
+
+    def gradients(self, weights: Sequence[Tensor], of_splines: Tensor) -> list[Tensor]:
+        """Return the gradients by the weights, given those by the coefficients."""
+        of_splines, sizes = of_splines.contiguous(), [w.numel() for w in weights]
+        out = torch.empty(sum(sizes), dtype=self.dtype)
+        with self._lock:
+            state = [(w.data_ptr(), w._version) for w in weights]
+            if state != self._state:
+                self._forward(weights, torch.empty(self.num, dtype=self.dtype))
+            self._splines(self.pointer, None, torch.get_num_threads(), None,
+                          of_splines.data_ptr(), out.data_ptr())  # fmt: skip
+        return [g.view(w.shape) for g, w in zip(out.split(sizes), weights, strict=True)]
+
+    def _forward(self, weights: Sequence[Tensor], c: Tensor) -> None:
+        pointers, _kept = pointers_of(weights, self.dtype)
+        self._splines(self.pointer, pointers, torch.get_num_threads(), c.data_ptr(), None, None)
+        self._state = [(w.data_ptr(), w._version) for w in weights]  # of what is kept inside
+
+    def by_block(self, splines: Tensor) -> list[Tensor]:
+        """Return the coefficients of each block, (K + 5, channels M)."""
+        parts = splines.split([rows * columns for rows, columns in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
 class NativeNetwork(Native):
-    """A network's weights and splines as the passes take them; they never change.
+    """A network's weights and splines as the passes take them.
 
     Args:
         structure: the network.
@@ -93,18 +161,26 @@ class NativeNetwork(Native):
         self.dtype = splines.dtype
         self.precision = PRECISIONS[self.dtype]
         rows = num_intervals + 5
-        tensors = [w.detach().contiguous() for w in structure.weights]
-        pointers = (ctypes.c_void_p * len(tensors))(*[w.data_ptr() for w in tensors])
         sizes = (ctypes.c_int64 * 5)(*structure.sizes, rows)
-        lib, splines = library(), splines.detach().contiguous()
-        self.num_splines = splines.numel()
-        pointer = getattr(lib, f"network_{self.precision}")(
-            structure.kind, sizes, pointers, splines.data_ptr()
-        )
+        lib, self.num_splines = library(), splines.numel()
+        pointer = self._with(structure, splines, lambda *given: getattr(
+            lib, f"network_{self.precision}")(structure.kind, sizes, *given))  # fmt: skip
         super().__init__(pointer, f"free_network_{self.precision}")
         self._find, self._energies, self._gradients = (
             getattr(lib, f"{name}_{self.precision}") for name in ("find", "energies", "gradients")
         )
+
+    @staticmethod
+    def _with(structure: Structure, splines: Tensor, function: Callable) -> int | None:
+        """Call a function with the weights' pointers and that of the splines."""
+        pointers, _kept = pointers_of(structure.weights, splines.dtype)
+        splines = splines.detach().contiguous()
+        return function(pointers, splines.data_ptr())
+
+    def update(self, splines: Tensor) -> None:
+        """Take the weights as they are now, and other splines."""
+        update = getattr(library(), f"update_{self.precision}")
+        self._with(self.structure, splines, lambda *given: update(self.pointer, *given))
 
     def find(
         self, work: Work, pos: Tensor | None, start: Tensor, edges: EdgeList | None, cutoff: float,

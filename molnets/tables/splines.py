@@ -24,7 +24,6 @@ from torch import Tensor
 
 DEGREE = 5
 TAPS = {torch.float32: 20, torch.float64: 42}  # |m| at most: 0.43^20 = 5e-8, 0.43^42 = 4e-16
-BLOCK = 256  # coefficients that are computed at a time
 TINY = 1e-300
 
 
@@ -35,32 +34,15 @@ def knots(num_intervals: int, cutoff: float, dtype: torch.dtype) -> Tensor:
     return places * (cutoff / num_intervals)
 
 
-def coefficients(values: Tensor) -> Tensor:
-    """Return c, (..., K + 5, C), from the values at all `knots`, (..., K + 5 + 2 taps, C)."""
-    taps = TAPS[values.dtype]
-    num = values.shape[-2] - 2 * taps
-    size = min(num, BLOCK)
-    inverse, pieces = _inverse(size, values.dtype), []
-    for begin in range(0, num, size):
-        rows = min(size, num - begin)
-        window = values[..., begin : begin + rows + 2 * taps, :]
-        pieces.append(inverse[:rows, : rows + 2 * taps] @ window)
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
-
-
 @cache
-def _inverse(size: int, dtype: torch.dtype) -> Tensor:
-    """Return the matrix of a, (size, size + 2 taps)."""
+def inverse(dtype: torch.dtype) -> Tensor:
+    """Return a, (2 taps + 1,)."""
     taps, n = TAPS[dtype], 4096
     angle = 2 * torch.pi * torch.arange(n // 2 + 1, dtype=torch.float64) / n
     samples = (66 + 52 * angle.cos() + 2 * (2 * angle).cos()) / 120
-    a = torch.fft.irfft((1 / samples).to(torch.complex128), n)
-    a = torch.cat([a[-taps:], a[: taps + 1]])
     with torch.inference_mode(False):
-        matrix = torch.zeros(size, size + 2 * taps, dtype=dtype)
-        for row in range(size):
-            matrix[row, row : row + 2 * taps + 1] = a.to(dtype)
-    return matrix
+        a = torch.fft.irfft((1 / samples).to(torch.complex128), n)
+        return torch.cat([a[-taps:], a[: taps + 1]]).to(dtype)
 
 
 def basis(t: float) -> tuple[Tensor, Tensor]:
@@ -102,8 +84,7 @@ def deviation(c: Tensor, finer: Tensor) -> float:
 
 
 def fitted(
-    filters: Callable[[Tensor], list[Tensor]],
-    cutoff: float,
+    splines: Callable[[int], list[Tensor]],
     tolerance: float,
     start: int,
     most: int,
@@ -113,18 +94,14 @@ def fitted(
     Filters that are not finite are taken as they are.
 
     Args:
-        filters: their values, (n, C) each, float64, at distances (n,).
-        cutoff: r_c.
+        splines: gives the coefficients of each filter for a K, (K + 5, C), float64.
         tolerance: of values and slopes, as `deviation` has it.
         start: the first K that is tried.
         most: the largest one; None is returned if it does not do.
     """
     K = start
     while most >= K:
-        coarse, finer = (
-            [coefficients(values) for values in filters(knots(n, cutoff, torch.float64))]
-            for n in (K, 4 * K)
-        )
+        coarse, finer = splines(K), splines(4 * K)
         finite = all(c.isfinite().all() for c in finer)
         pairs = zip(coarse, finer, strict=True)
         if not finite or max(deviation(*pair) for pair in pairs) <= tolerance:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -51,16 +50,10 @@ class Structure(NamedTuple):
     expansion: RadialExpansion
     embedding: nn.Module
     cutoff: float
-    filters: Callable[[list[Tensor], Tensor, Tensor], list[Tensor]]  # weights, e, fade -> values
 
     def all_weights(self) -> list[Tensor]:
         """Return the engine's weights, those of the filters, and those of the embedding."""
         return [*self.weights, *self.filter_weights, *self.embedding.parameters()]
-
-    def values(self, d: Tensor) -> list[Tensor]:
-        """Return the filters of each block, (n, channels M), at distances (n,), float64."""
-        weights = [w.detach().double() for w in self.filter_weights]
-        return self.filters(weights, *self.radial(d))
 
     def radial(self, d: Tensor) -> tuple[Tensor, Tensor]:
         """Return Gaussians, (n, Gaussians), and the cutoff function, (n, 1), smooth beyond r_c."""
@@ -112,9 +105,7 @@ def _schnet(model: SchNet) -> Structure:
     L, (M, F) = len(model.interactions), weights[0].shape
     sizes = (L, F, M, ends[0].out_features)
     kinds = [(M, F), (F, M), (F,), (F, F), (F,)] * L
-    return _structure(
-        SCHNET, sizes, [1] * L, weights, filter_weights, model, _schnet_filters, kinds
-    )
+    return _structure(SCHNET, sizes, [1] * L, weights, filter_weights, model, kinds)
 
 
 def _painn(model: PaiNN) -> Structure:
@@ -148,34 +139,26 @@ def _painn(model: PaiNN) -> Structure:
     ends = _two_layers(model.readout, nn.SiLU, "readout")
     weights += [w for layer in ends for w in _both(layer)]
     sizes = (L, F, F, ends[0].out_features)
-    return _structure(PAINN, sizes, channels, weights, filter_weights, model, _painn_filters, kinds)
+    return _structure(PAINN, sizes, channels, weights, filter_weights, model, kinds)
 
 
-def _structure(kind, sizes, channels, weights, filter_weights, model, filters, kinds) -> Structure:
+def _structure(kind, sizes, channels, weights, filter_weights, model, kinds) -> Structure:
     """Return a structure whose shapes and remaining parts are checked."""
     _expect_type(model.radial_expansion, RadialExpansion, "radial_expansion")
     H = sizes[-1]
     shapes = [tuple(w.shape) for w in weights]
     expected = [*kinds, (H, sizes[1]), (H,), (1, H), (1,)]
     _expect(shapes == expected, f"layers of shapes {shapes} where {expected} are known")
+    G, (M, F) = len(model.radial_expansion.mu), (sizes[2], sizes[1])
+    shapes = [tuple(w.shape) for w in filter_weights]
+    expected = [(M, G), (M,), (M, M), (M,)] * sizes[0]
+    if kind == PAINN:
+        expected = [(rows * F, G + 1) for rows in channels]
+    _expect(shapes == expected, f"filters of shapes {shapes} where {expected} are known")
     known = type(model.embedding) in (nn.Linear, ElementEmbedding)
     _expect(known, f"embedding is a {type(model.embedding).__name__}")
     return Structure(kind, sizes, channels, weights, filter_weights, model.radial_expansion,
-                     model.embedding, model.cutoff, filters)  # fmt: skip
-
-
-def _schnet_filters(weights: list[Tensor], e: Tensor, fade: Tensor) -> list[Tensor]:
-    """Return W₂ ssp(W₁ e + b₁) + b₂ of all blocks, times the cutoff function."""
-    W1, b1, W2, b2 = (torch.stack(weights[n::4]) for n in range(4))
-    inner = torch.baddbmm(b1.unsqueeze(1), e.expand(len(W1), *e.shape), W1.transpose(1, 2))
-    inner = nn.functional.softplus(inner) - SHIFT
-    return list((torch.baddbmm(b2.unsqueeze(1), inner, W2.transpose(1, 2)) * fade).unbind(0))
-
-
-def _painn_filters(weights: list[Tensor], e: Tensor, fade: Tensor) -> list[Tensor]:
-    """Return W (e, 1) of all blocks, times the cutoff function."""
-    together = torch.cat([e * fade, fade], dim=1) @ torch.cat(weights).T
-    return list(together.split([len(W) for W in weights], dim=1))
+                     model.embedding, model.cutoff)  # fmt: skip
 
 
 def _both(layer: nn.Linear) -> tuple[Tensor, Tensor]:

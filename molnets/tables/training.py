@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from molnets.edges import Edges
 from molnets.potential import Potential, sum_over_atoms
-from molnets.tables.native import EdgeList, NativeNetwork, Work
-from molnets.tables.splines import coefficients, knots
+from molnets.tables.native import EdgeList, NativeNetwork, SplineMaker, Work
 from molnets.tables.structure import Watch, describe
 
 
@@ -41,12 +40,12 @@ class SplineForces(nn.Module):
         super().__init__()
         self.potential = potential
         self._asked: int = num_intervals
-        self._free: list[Work] = []
+        self._free: list[tuple[NativeNetwork, Work]] = []
         self._look()
 
     def _look(self) -> None:
         """Take the network as it is."""
-        network = self.potential.network
+        network, self._free = self.potential.network, []  # loans that are out find no way back
         self.structure, self.watch = describe(network), Watch(network)
         widths = network.cutoff * math.sqrt(2 * float(self.structure.expansion.gamma))
         self.num_intervals = self._asked or max(32, math.ceil(3 * widths))
@@ -56,8 +55,7 @@ class SplineForces(nn.Module):
             network.radial_expansion.mu.clone(),
         )
         self._tensors = self.watch.tensors()
-        d = knots(self.num_intervals, self.structure.cutoff, self.dtype)
-        self.radial = [x.to(self.dtype) for x in self.structure.radial(d)]
+        self.maker = SplineMaker(self.structure, self.num_intervals, self.dtype)
 
     def _update(self) -> None:
         """Look again if anything is not what it was but the numbers of the weights."""
@@ -83,51 +81,59 @@ class SplineForces(nn.Module):
         threads, scale = torch.get_num_threads(), self.potential.scale
         given = EdgeList(edges.index, edges.vector.detach(), start, threads)
         x = self.potential.network.embedding(z.to(self.dtype))
-        values = self.structure.filters(self.structure.filter_weights, *self.radial)
-        splines = torch.cat([c.flatten() for c in map(coefficients, values)])
         call = self, given, start, threads
-        energy_i, forces, virials = _Forces.apply(call, x, splines, *self.structure.weights)
+        weights = *self.structure.weights, *self.structure.filter_weights
+        energy_i, forces, virials = _Forces.apply(call, x, *weights)
         energy = sum_over_atoms(energy_i, batch, len(start) - 1)
         scale = scale.to(self.dtype)
         results = self.potential.in_units(energy, z, batch), scale * forces, scale * virials
         return results if virial else results[:2]
 
     def borrow(self) -> _Loan:
-        """Return memory that no other step uses, until nobody holds the loan any more."""
-        return _Loan(self._free, self._free.pop() if self._free else Work(self.dtype))
+        """Return a network of the weights as they are, and memory, that no other step uses."""
+        splines = self.maker(self.structure.filter_weights)
+        if self._free:
+            network, work = self._free.pop()
+            network.update(splines)
+        else:
+            network = NativeNetwork(self.structure, splines, self.num_intervals)
+            work = Work(self.dtype)
+        return _Loan(self._free, network, work)
 
 
 class _Loan:
-    """Memory that goes back when its last holder is gone."""
+    """What goes back when its last holder is gone."""
 
-    def __init__(self, free: list[Work], work: Work) -> None:
-        self.free, self.work = free, work
+    def __init__(self, free: list, network: NativeNetwork, work: Work) -> None:
+        self.free, self.network, self.work = free, network, work
 
     def __del__(self) -> None:
-        self.free.append(self.work)
+        self.free.append((self.network, self.work))
 
 
 class _Forces(torch.autograd.Function):
     """Energies of the atoms, forces and virials, differentiable once by embeddings and weights."""
 
     @staticmethod
-    def forward(ctx, call, x, splines, *weights):
+    def forward(ctx, call, x, *weights):
         engine, given, start, threads = call
-        network = NativeNetwork(engine.structure, splines, engine.num_intervals)
         loan = engine.borrow()
+        network, filters = loan.network, engine.structure.filter_weights
         if not network.find(loan.work, None, start, given, engine.structure.cutoff, threads):
             raise ValueError("edges: expected lengths above 0, got two atoms in one place")
         energy, forces, virials = network.energies(
             loan.work, x.detach().contiguous(), start, threads, keep=True, virial=True
         )
-        ctx.kept = call, network, loan
+        ctx.kept = call, loan
+        ctx.save_for_backward(*filters)  # torch then sees whether they are changed in between
         return energy.view(-1, 1), forces, virials
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g_energy, g_forces, g_virials):
-        (_, _, start, threads), network, loan = ctx.kept
-        of_weights, of_splines, of_x = network.gradients(
+        (engine, _, start, threads), loan = ctx.kept
+        of_weights, of_splines, of_x = loan.network.gradients(
             loan.work, g_energy.reshape(-1), start, threads, -g_forces, g_virials
         )
-        return None, of_x, of_splines, *of_weights
+        filters = ctx.saved_tensors
+        return None, of_x, *of_weights, *engine.maker.gradients(filters, of_splines)

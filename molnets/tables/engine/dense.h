@@ -108,9 +108,9 @@ template <class R> struct Dense {
     }
     // Rows lo to hi of ∂J/∂W = Σ P_y xᵀ + G_y ẋᵀ, (out, in), and of ∂J/∂b = Σ P_y.
     void gradient(int64_t lo, int64_t hi, int64_t rows, const Quantity<R>& y, const Quantity<R>& x,
-                  R* g_W, R* g_b) const {
+                  bool tangents, R* g_W, R* g_b) const {
         for (int64_t i = 0; i < rows; i += MANY_ROWS)
-            for (int both = 0; both < 2; both++)
+            for (int both = 0; both < 1 + tangents; both++)
                 product<R>(hi - lo, y.g[1 - both] + i * y.stride + lo, 1, y.stride,
                            std::min(MANY_ROWS, rows - i), x.x[both] + i * x.stride, x.stride, in,
                            i + both ? g_W + lo * in : nullptr, in, g_W + lo * in, in);

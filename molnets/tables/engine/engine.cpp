@@ -5,6 +5,7 @@
 #include <numeric>
 #include <type_traits>
 
+#include "filters.h"
 #include "painn.h"
 #include "schnet.h"
 
@@ -30,7 +31,8 @@ template <class R> struct AnyNetwork {
 template <class R, class Net> void take_tables(Net& net, std::vector<Buffer<R>>& buffers, const R* from) {
     const auto& s = net.sizes;
     int64_t M = padded<R>(s.M);
-    buffers = std::vector<Buffer<R>>(s.L);
+    if (buffers.empty()) buffers = std::vector<Buffer<R>>(s.L);
+    net.tables.clear();
     for (int64_t n = 0; n < s.L; n++) {
         int64_t channels = net.channels(n), size = 2 * s.rows * channels * M;
         R* T = buffers[n].room(size);
@@ -44,16 +46,19 @@ template <class R, class Net> void take_tables(Net& net, std::vector<Buffer<R>>&
     }
 }
 
+// Take other weights and tables of the same shapes.
+template <class R> void update(AnyNetwork<R>* any, const R* const* tensors, const R* tables) {
+    auto take = [&](auto& net) { net.take_weights(tensors), take_tables(net, any->buffers, tables); };
+    if (any->schnet) take(*any->schnet);
+    else take(*any->painn);
+}
+
 template <class R>
 AnyNetwork<R>* new_network(int64_t kind, const int64_t* s, const R* const* tensors, const R* tables) {
     auto* any = new AnyNetwork<R>;
-    if (kind == IS_SCHNET) {
-        any->schnet = new SchNet<R>({s[0], s[1], s[2], s[3], s[4]}, tensors);
-        take_tables(*any->schnet, any->buffers, tables);
-    } else {
-        any->painn = new PaiNN<R>({s[0], s[1], s[2], s[3], s[4]}, tensors);
-        take_tables(*any->painn, any->buffers, tables);
-    }
+    if (kind == IS_SCHNET) any->schnet = new SchNet<R>({s[0], s[1], s[2], s[3], s[4]});
+    else any->painn = new PaiNN<R>({s[0], s[1], s[2], s[3], s[4]});
+    update(any, tensors, tables);
     return any;
 }
 
@@ -90,6 +95,21 @@ template <class R> bool find(Work<R>* work, const void* pos, int64_t is_double, 
     return is_double ? with(static_cast<const double*>(pos)) : with(static_cast<const float*>(pos));
 }
 
+// Filters of such sizes: blocks, Gaussians, M, knots, taps, and whether they are dense - activation -
+// dense, else one matrix. The arrays stay the caller's.
+template <class R>
+Filters<R>* new_filters(const int64_t* s, const int64_t* channels, const R* e, const R* fade, const R* a) {
+    return new Filters<R>{s[5] != 0, s[0], s[1], s[2], s[3], s[4], {channels, channels + s[0]}, e, fade, a};
+}
+
+// Coefficients of splines from the weights of filters, and the gradients by the weights of those by the
+// coefficients; each unless its array is null. The latter belong to the coefficients computed last.
+template <class R>
+void splines(Filters<R>* filters, const R* const* tensors, int64_t threads, R* c, const R* of_c, R* of_weights) {
+    if (c) filters->take_weights(tensors), filters->forward(threads, c);
+    if (of_c) filters->backward(threads, of_c, of_weights);
+}
+
 // Whether all of the numbers are finite.
 template <class R> bool finite(const R* x, int64_t size) {
     bool all = true;
@@ -122,6 +142,16 @@ template <class R> bool finite(const R* x, int64_t size) {
                        R* of_embeddings) {                                                                            \
         gradients<R>(static_cast<AnyNetwork<R>*>(any), static_cast<Work<R>*>(work), seeds, direction, strain,         \
                      samples, B, threads, of_weights, of_tables, of_embeddings);                                      \
+    }                                                                                                                 \
+    void update_##s(void* any, const R* const* tensors, const R* tables) {                                            \
+        update<R>(static_cast<AnyNetwork<R>*>(any), tensors, tables);                                                 \
+    }                                                                                                                 \
+    void* filters_##s(const int64_t* sizes, const int64_t* channels, const R* e, const R* fade, const R* a) {         \
+        return new_filters<R>(sizes, channels, e, fade, a);                                                           \
+    }                                                                                                                 \
+    void free_filters_##s(void* filters) { delete static_cast<Filters<R>*>(filters); }                                \
+    void splines_##s(void* filters, const R* const* tensors, int64_t threads, R* c, const R* of_c, R* of_weights) {   \
+        splines<R>(static_cast<Filters<R>*>(filters), tensors, threads, c, of_c, of_weights);                         \
     }                                                                                                                 \
     int64_t num_edges_##s(void* work) { return static_cast<Work<R>*>(work)->graph.num_edges; }                        \
     int64_t finite_##s(const R* x, int64_t size) { return finite<R>(x, size); }

@@ -31,8 +31,12 @@ template <class R> struct PaiNN {
     static int64_t group(int64_t n) { return n ? GROUP<R, 3> : GROUP<R, 2>; }
     static int64_t channels(int64_t n) { return n ? 3 : 2; }
 
-    PaiNN(Sizes s, const R* const* tensors) : sizes(s) {
+    explicit PaiNN(Sizes s) : sizes(s) {}
+
+    void take_weights(const R* const* tensors) {
+        const Sizes& s = sizes;
         int64_t F = s.F;
+        weights.restart(), blocks.clear();
         for (int64_t n = 0; n < s.L; n++) {
             Block b;
             b.phi = weights.perceptron({1, F, 1, F, true}, {channels(n), F, 1, F, true}, SILU, tensors);
@@ -305,7 +309,7 @@ public:
             of_tables += sizes.rows * (n ? 3 : 2) * sizes.F;
         }
         sums.push_back({readout.s, s_end, N}), sums.push_back({energy, readout.a, N});
-        this->gradients_of_weights(sums, of_weights);
+        gradients_of_weights(net.weights, sums, this->threads, true, of_weights);
         for (int64_t i = 0; i < N; i++)
             std::copy(states[0].s.g[TANGENT] + i * F, states[0].s.g[TANGENT] + i * F + sizes.F,
                       of_embeddings + graph.order[i] * sizes.F);

@@ -13,6 +13,8 @@
 
 #pragma once
 
+#include <memory>
+
 #include "convolution.h"
 
 namespace molnets {
@@ -33,7 +35,8 @@ struct Shape {
 
 // Weights as the passes take them, made of a network's tensors, in turn; and gradients on their way back.
 template <class R> class Weights {
-    std::vector<Buffer<R>*> buffers;
+    std::vector<std::unique_ptr<Buffer<R>>> buffers;
+    size_t next = 0;  // of the buffers
 
 public:
     struct Layer {
@@ -42,16 +45,14 @@ public:
     };
     std::vector<Layer> layers;
 
-    Weights() = default;
-    Weights(const Weights&) = delete;
-    ~Weights() {
-        for (auto* buffer : buffers) delete buffer;
-    }
+    // Begin anew, in the same memory: layers of the same shapes follow, in the same order.
+    void restart() { next = 0, layers.clear(); }
 
     R* room(int64_t size) {
-        buffers.push_back(new Buffer<R>);
-        R* at = buffers.back()->room(size);
-        std::fill(at, at + size, R(0));
+        if (next < buffers.size()) return buffers[next++]->room(size);
+        buffers.push_back(std::make_unique<Buffer<R>>());
+        R* at = buffers[next++]->room(size);
+        std::fill(at, at + size, R(0));  // what pads a layer is never written again
         return at;
     }
 
@@ -129,6 +130,38 @@ template <class R> struct Sum {
     Quantity<R> y, x;
     int64_t rows;
 };
+
+// The gradients of all weights, one after the other, as the tensors that they were made of.
+template <class R>
+void gradients_of_weights(const Weights<R>& weights, const std::vector<Sum<R>>& sums, int threads, bool tangents,
+                          R* out) {
+    struct Task {
+        size_t layer;
+        int64_t lo, hi;
+    };
+    std::vector<Task> tasks;
+    std::vector<R*> W, b;
+    int64_t size = 0;
+    for (auto& layer : weights.layers) size += layer.dense.out * (layer.dense.in + 1);
+    R* at = scratch<R>(size);
+    for (size_t n = 0; n < sums.size(); n++) {
+        const Dense<R>& dense = weights.layers[n].dense;
+        W.push_back(at), b.push_back(at + dense.out * dense.in), at = b[n] + dense.out;
+        for (int64_t lo = 0; lo < dense.out; lo += SLICE) tasks.push_back({n, lo, std::min(lo + SLICE, dense.out)});
+    }
+    Pool::each(tasks.size(), threads, [&](int64_t number) {
+        const Task& task = tasks[number];
+        const Sum<R>& s = sums[task.layer];
+        weights.layers[task.layer].dense.gradient(task.lo, task.hi, s.rows, s.y, s.x, tangents, W[task.layer],
+                                                  b[task.layer]);
+    });
+    for (size_t n = 0; n < sums.size(); n++) {
+        const Shape& shape = weights.layers[n].shape;
+        Weights<R>::visit(shape, [&](int64_t o, int64_t i, int64_t) { *out++ = W[n][o * weights.layers[n].dense.in + i]; });
+        for (int64_t o = 0; shape.bias && o < shape.out_blocks * shape.out; o++)
+            *out++ = b[n][o / shape.out * padded<R>(shape.out) + o % shape.out];
+    }
+}
 
 template <class R, class Network> class Pass {
 protected:
@@ -241,38 +274,6 @@ public:
                     for (int k = 0; vectors && k < 3; k++) rate[(k + 1) * E + e] = (v[k] - along * u[k]) / graph.d[e];
                 }
         });
-    }
-
-    // The gradients of all weights, one after the other, as the tensors that they were made of.
-    void gradients_of_weights(const std::vector<Sum<R>>& sums, R* out) const {
-        struct Task {
-            size_t layer;
-            int64_t lo, hi;
-            R *W, *b;
-        };
-        std::vector<Task> tasks;
-        std::vector<R*> W(sums.size()), b(sums.size());
-        int64_t size = 0;
-        const auto& layers = net.weights.layers;
-        for (auto& layer : layers) size += layer.dense.out * (layer.dense.in + 1);
-        R* at = scratch<R>(size);
-        for (size_t n = 0; n < sums.size(); n++) {
-            const Dense<R>& dense = layers[n].dense;
-            W[n] = at, b[n] = at + dense.out * dense.in, at = b[n] + dense.out;
-            for (int64_t lo = 0; lo < dense.out; lo += SLICE)
-                tasks.push_back({n, lo, std::min(lo + SLICE, dense.out), W[n], b[n]});
-        }
-        Pool::each(tasks.size(), threads, [&](int64_t number) {
-            const Task& task = tasks[number];
-            const Sum<R>& s = sums[task.layer];
-            layers[task.layer].dense.gradient(task.lo, task.hi, s.rows, s.y, s.x, task.W, task.b);
-        });
-        for (size_t n = 0; n < sums.size(); n++) {
-            const Shape& shape = layers[n].shape;
-            Weights<R>::visit(shape, [&](int64_t o, int64_t i, int64_t) { *out++ = W[n][o * layers[n].dense.in + i]; });
-            for (int64_t o = 0; shape.bias && o < shape.out_blocks * shape.out; o++)
-                *out++ = b[n][o / shape.out * padded<R>(shape.out) + o % shape.out];
-        }
     }
 
     // ∂J/∂c of one block, (rows, channels, M), summed in a few parts whose number threads do not change.

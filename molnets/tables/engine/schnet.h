@@ -26,7 +26,11 @@ template <class R> struct SchNet {
     static int64_t group(int64_t) { return GROUP<R, 1>; }
     static int64_t channels(int64_t) { return 1; }
 
-    SchNet(Sizes s, const R* const* tensors) : sizes(s) {
+    explicit SchNet(Sizes s) : sizes(s) {}
+
+    void take_weights(const R* const* tensors) {
+        const Sizes& s = sizes;
+        weights.restart(), A.clear(), update.clear();
         for (int64_t n = 0; n < s.L; n++) {
             A.push_back(weights.layer({1, s.M, 1, s.F, false}, tensors));
             update.push_back(weights.perceptron({1, s.F, 1, s.M, true}, {1, s.F, 1, s.F, true},
@@ -160,7 +164,7 @@ public:
         }
         sums.push_back({readout.s, x[L], N});
         sums.push_back({energy, readout.a, N});
-        this->gradients_of_weights(sums, of_weights);
+        gradients_of_weights(net.weights, sums, this->threads, true, of_weights);
         for (int64_t i = 0; i < N; i++)
             std::copy(x[0].g[TANGENT] + i * F, x[0].g[TANGENT] + i * F + sizes.F,
                       of_embeddings + graph.order[i] * sizes.F);
