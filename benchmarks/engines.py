@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -18,8 +19,9 @@ from torch_cluster import radius_graph
 from torch_geometric.nn import SchNet as PyGSchNet
 
 from molnets.edges import Edges, Graph
-from molnets.potential import Potential, by_autograd
-from molnets.tables import SplineSchNet
+from molnets.networks.painn import PaiNN
+from molnets.potential import Potential, by_autograd, energy_and_forces
+from molnets.tables import SplineSchNet, tabulated
 from molnets.training import Batch, loss_of, make_engine
 from schnet_helpers import ElementEmbedding, SchNet
 
@@ -105,15 +107,20 @@ def same_weights(peer: PyG, case: Case) -> SchNet:
 
 
 class System:
-    """The atoms of a case, the network's weights, and the targets of a training step."""
+    """The atoms of a case, the network's weights, and the targets of a training step.
 
-    def __init__(self, case: Case) -> None:
-        self.case, self.peer = case, PyG(case)
+    Args:
+        case: samples, atoms and sizes.
+        network: "SchNet", whose weights are PyG's, or "PaiNN".
+    """
+
+    def __init__(self, case: Case, network: str = "SchNet") -> None:
+        self.case, self.network, self.peer = case, network, PyG(case)
         self.atoms = atoms_of(case)
-        self.plain = same_weights(self.peer, case)
+        self.plain = same_weights(self.peer, case) if network == "SchNet" else painn(case)
         z, pos, batch = self.atoms
-        exact = same_weights(self.peer, case).double()
-        self.energy, self.forces = by_autograd(exact, z, pos.double(), batch)
+        exact = tabulated(Potential(copy.deepcopy(self.plain).double()))
+        self.energy, self.forces = energy_and_forces(exact, z, pos.double(), batch)
         self.edges = Graph(case.cutoff).edges(pos, batch)
         self.target = Batch(z, pos, batch, self.energy, self.forces.float())
 
@@ -160,6 +167,18 @@ def pyg(system: System) -> Engine:
     return Engine(lambda: by_autograd(peer, *system.atoms), step)
 
 
+def painn(case: Case) -> PaiNN:
+    """Return a PaiNN of the case's sizes."""
+    torch.manual_seed(0)
+    return PaiNN(case.num_features, case.num_blocks, case.num_gaussians, case.cutoff)
+
+
+def plain(system: System) -> Engine:
+    """Return our network without the engine."""
+    potential = Potential(system.plain)
+    return Engine(lambda: potential.energy_and_forces(*system.atoms), _step_of("plain", system))
+
+
 def compiled(system: System) -> Engine:
     """Return the same under `torch.compile`.
 
@@ -179,8 +198,8 @@ def compiled(system: System) -> Engine:
 
 def tables(system: System) -> Engine:
     """Return ours."""
-    model = SplineSchNet(system.plain)
-    return Engine(lambda: model.energy_and_forces(*system.atoms), _step_of("spline", system))
+    model = tabulated(system.plain if system.network == "SchNet" else Potential(system.plain))
+    return Engine(lambda: energy_and_forces(model, *system.atoms), _step_of("spline", system))
 
 
 def call_of_tables(system: System) -> Engine:
@@ -211,6 +230,7 @@ class SchNetPack(Engine):
                 "case": system.case._asdict(), "weights": system.peer.schnet.state_dict(),
                 "z": z.view(-1), "pos": pos, "batch": batch, "edges": system.edges.index,
                 "energy": system.energy.float(), "forces": system.target.forces,
+                "network": system.network,
             }, path)  # fmt: skip
             self.process = subprocess.Popen(
                 [python, WORKER, path, str(torch.get_num_threads())], text=True,

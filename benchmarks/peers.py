@@ -1,11 +1,13 @@
-"""How fast SchNet runs beside its peers: the same weights, the same atoms, in one run, in turn.
+"""How fast SchNet and PaiNN run beside their peers: the same atoms, in one run, in turn.
 
-    python -m benchmarks.peers [--quick] [--schnetpack PYTHON] [--json FILE]
+    python -m benchmarks.peers [--quick] [--schnetpack PYTHON] [--runs 3] [--json FILE]
 
 Energies and forces include the search for the graph (SchNetPack's is given); training steps
 (energies, forces, their loss, its gradient by the weights) are all given it. Every engine runs for
 a short while, then the next one, and so on, several times; times are medians, ratios those of
-medians. Writes peers.md and peers.svg; `--quick` prints the first tables and writes nothing.
+medians. All of it is done in several separate runs, of which the page gives the smallest ratio, and
+once more in each with one core kept busy by another process. Writes peers.md and peers.svg;
+`--quick` prints the tables of one short run and writes nothing.
 
 SchNetPack 2.1.1 needs an environment of its own, which these commands make:
 
@@ -18,14 +20,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import multiprocessing
 import os
 import platform
 import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -44,18 +50,21 @@ from benchmarks.engines import (
     atoms_of,
     call_of_tables,
     compiled,
+    painn,
+    plain,
     pyg,
     same_weights,
     tables,
 )
-from benchmarks.peers_page import call_table, draw, page, speed_table
+from benchmarks.peers_page import call_table, draw, page, speed_tables
 from molnets.edges import Graph
 from molnets.files import write_json
 from molnets.potential import Potential, energy_and_forces
 from molnets.tables import SplineSchNet, compiler_version, tabulated
 
 ROUNDS = 6
-SIZES = {"PyG": (100, 1000, 8000), "tables": (100, 1000, 8000, 64_000, 1_000_000)}
+SIZES = {"PyG": (100, 1000, 8000), "tables": (100, 1000, 8000, 64_000, 1_000_000),
+         "PaiNN": (1000, 8000, 64_000, 500_000)}  # fmt: skip
 SKIN, STEP = 0.3, 0.004  # an atom of speed 1, about what a Lennard-Jones liquid has at T = 1
 
 
@@ -76,41 +85,62 @@ def medians(engines: dict[str, Engine], kind: str, seconds: float) -> dict[str, 
     return {name: None if t is None else statistics.median(t) for name, t in times.items()}
 
 
-def measure(case: Case, seconds: float, quick: bool, schnetpack: Path | None) -> dict[str, object]:
+def measure(
+    case: Case, network: str, seconds: float, quick: bool, schnetpack: Path | None
+) -> dict[str, object]:
     """Return the times of all engines, and how far their forces are from those in float64."""
-    system = System(case)
-    engines = {"PyG": pyg(system), "tables": tables(system)}
-    if not quick:
+    system = System(case, network)
+    engines = {"PyG": pyg(system)} if network == "SchNet" else {"plain": plain(system)}
+    engines["tables"] = tables(system)
+    if network == "SchNet" and not quick:
         engines["compiled"] = compiled(system)
     if schnetpack:
         engines["SchNetPack"] = SchNetPack(system, schnetpack)
-    errors = {name: system.error_of(engine.forces()) for name, engine in engines.items()}
+    checked = [name for name in engines if (network, name) != ("PaiNN", "SchNetPack")]
     result = {
-        "case": case.name, "edges": len(system.edges.vector), "force_error": errors,
-        "inference": medians(engines, "inference", seconds),
-        "call": medians(
-            {"energy_and_forces": engines["tables"], "call": call_of_tables(system)},
-            "inference", seconds / 2,
-        ),
+        "case": case.name, "network": network, "edges": len(system.edges.vector),
+        "force_error": {name: system.error_of(engines[name].forces()) for name in checked},
         "multiply_adds": multiply_adds(case, len(system.edges.vector)),
     }  # fmt: skip
-    if not (quick and case.num_atoms > 1000):  # PyG needs ten seconds for such a step
-        result["training"] = medians(engines, "training", seconds)
+    two = {name: engines[name] for name in list(engines)[:2]}
+    for kind in ("inference", "training"):
+        slow = case.num_atoms > 1000 and kind == "training"  # a peer needs ten seconds for a step
+        if slow and (quick or network == "PaiNN"):
+            continue
+        result[kind] = medians(engines, kind, seconds)
+        if not (quick or slow):
+            with busy_core():
+                result[f"{kind}, busy"] = medians(two, kind, seconds / 2)
+    if network == "SchNet":
+        calls = {"energy_and_forces": engines["tables"], "call": call_of_tables(system)}
+        result["call"] = medians(calls, "inference", seconds / 2)
     if schnetpack:
         engines["SchNetPack"].close()
     return result
 
 
+@contextlib.contextmanager
+def busy_core() -> Iterator[None]:
+    """Let another process compute without end meanwhile."""
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.2)
+        yield
+    finally:
+        other.kill()
+        other.wait()
+
+
 def multiply_adds(case: Case, num_edges: int) -> int:
     """Return how many multiply-adds the tables take for energies and forces.
 
-    Per atom the dense layers, forward and back; per pair and feature 5 forward, W and its products
-    with x_i and x_j, and 11 back: W, W', the products with g, and (g_i x_j + g_j x_i) W'. Of the
-    first block the last 6 are enough. Edges between threads count as if they were pairs.
+    Per atom the dense layers, forward and back; per pair and feature 7 forward, W and its products
+    with x_i and x_j, and 15 back: W, W', the products with g, and (g_i x_j + g_j x_i) W'. Of the
+    first block the last 8 are enough. Edges between parts count as if they were pairs.
     """
     atoms, F, L = case.num_samples * case.num_atoms, case.num_features, case.num_blocks
     dense = 2 * atoms * (3 * L * F * F + F * F // 2) - atoms * F * F
-    return dense + (16 * L - 5) * F * num_edges // 2
+    return dense + (22 * L - 7) * F * num_edges // 2
 
 
 def peak() -> float:
@@ -157,7 +187,8 @@ def size_and_time(num_atoms: int, engine: str) -> dict[str, float]:
     """Return seconds for energies and forces of so many atoms in bulk, and MB of extra memory."""
     small, large = BULK._replace(num_atoms=100), BULK._replace(num_atoms=num_atoms)
     peer = PyG(BULK)
-    model = peer if engine == "PyG" else SplineSchNet(same_weights(peer, BULK))
+    model = {"PyG": lambda: peer, "tables": lambda: SplineSchNet(same_weights(peer, BULK)),
+             "PaiNN": lambda: tabulated(Potential(painn(BULK)))}[engine]()  # fmt: skip
     energy_and_forces(model, *atoms_of(small))  # loads and compiles all that is needed
     atoms: tuple[Tensor, ...] = atoms_of(large)
     _forget_peak()
@@ -201,44 +232,66 @@ def machine() -> str:
     )
 
 
+def speeds(seconds: float, quick: bool, schnetpack: Path | None, path: Path | None) -> list[dict]:
+    """Return the results of all cases; they are written to a file as they come."""
+    results = []
+    for network in ("SchNet", "PaiNN"):
+        for case in CASES:
+            print(f"{network}, {case.name} ...", flush=True)
+            results.append(measure(case, network, seconds, quick, schnetpack))
+            if path:
+                write_json(results, path)
+    return results
+
+
+def separate_runs(runs: int, schnetpack: Path | None) -> list[list[dict]]:
+    """Return the results of several runs, each in a process of its own."""
+    found = []
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "run.json"
+            command = [sys.executable, "-m", "benchmarks.peers", "--once", "--json", path]
+            if schnetpack:
+                command += ["--schnetpack", schnetpack]
+            subprocess.run(command, check=True)
+            found.append(json.loads(path.read_text()))
+    return found
+
+
 def main() -> None:
     """Measure all cases, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the first table only, roughly")
+    parser.add_argument("--quick", action="store_true", help="one short run, printed")
+    parser.add_argument("--once", action="store_true", help="one run, into the file of --json")
+    parser.add_argument("--runs", type=int, default=3, help="separate runs")
     parser.add_argument("--schnetpack", type=Path, help="the Python of its environment")
     parser.add_argument("--json", type=Path, help="where the numbers go as well")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)
-    seconds = 0.5 if options.quick else 4.0
-    numbers = {"machine": machine(), "cores": os.cpu_count(), "speed": []}
-
-    def save() -> None:
-        if options.json:
-            write_json(numbers, options.json)
-
-    if not options.quick:
-        numbers["accuracy"] = accuracy()
-        numbers["sizes"] = {name: [alone(size_and_time, n, name) for n in sizes]
-                            for name, sizes in SIZES.items()}  # fmt: skip
-        if options.schnetpack:
-            numbers["sizes"]["SchNetPack"] = [
-                size_and_time_of_schnetpack(n, options.schnetpack) for n in SIZES["PyG"]
-            ]
-        numbers["steps"] = {case.name: moving(case, 4.0) for case in (CASES[0], *CASES[-2:])}
-        numbers["peak"] = peak()
-        save()
-    for case in CASES:
-        print(f"{case.name} ...", flush=True)
-        numbers["speed"].append(measure(case, seconds, options.quick, options.schnetpack))
-        save()
-    if options.quick:
-        lines = [*speed_table(numbers["speed"]), *call_table(numbers["speed"])]
-        print("\n".join(lines), numbers["machine"], sep="\n")
-    else:
-        options.out.write_text(page(numbers))
-        draw(numbers["sizes"], options.out.with_suffix(".svg"))
+    if options.quick or options.once:
+        seconds = 0.5 if options.quick else 1.5
+        results = speeds(seconds, options.quick, options.schnetpack, options.json)
+        if options.quick:
+            print(
+                "\n".join([*speed_tables([results]), *call_table([results])]), machine(), sep="\n"
+            )
+        return
+    numbers = {"machine": machine(), "cores": os.cpu_count()}
+    numbers["runs"] = separate_runs(options.runs, options.schnetpack)
+    numbers["sizes"] = {name: [alone(size_and_time, n, name) for n in sizes]
+                        for name, sizes in SIZES.items()}  # fmt: skip
+    if options.schnetpack:
+        numbers["sizes"]["SchNetPack"] = [
+            size_and_time_of_schnetpack(n, options.schnetpack) for n in SIZES["PyG"]
+        ]
+    numbers["steps"] = {case.name: moving(case, 4.0) for case in (CASES[0], *CASES[-2:])}
+    numbers["peak"], numbers["accuracy"] = peak(), accuracy()
+    if options.json:
+        write_json(numbers, options.json)
+    options.out.write_text(page(numbers))
+    draw(numbers["sizes"], options.out.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

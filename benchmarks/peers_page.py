@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-PEERS = ("PyG", "compiled", "SchNetPack")
-TITLES = {"PyG": "PyG", "compiled": "PyG, torch.compile", "SchNetPack": "SchNetPack 2.1.1"}
+PEERS = ("PyG", "plain", "compiled", "SchNetPack")
+TITLES = {
+    "PyG": "PyG",
+    "plain": "ours, plain",
+    "compiled": "PyG, torch.compile",
+    "SchNetPack": "SchNetPack 2.1.1",
+}
 STYLE = {
     "PyG": ("o--", "#d55e00", "PyTorch Geometric's SchNet"),
-    "tables": ("s-", "#0072b2", "the same weights, tables"),
+    "tables": ("s-", "#0072b2", "the same weights, splines"),
+    "PaiNN": ("d-", "#cc79a7", "PaiNN, splines"),
     "SchNetPack": ("^:", "#009e73", "SchNetPack's SchNet"),
 }
 
@@ -28,46 +35,73 @@ def _short(x: float) -> str:
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
-def speed_table(results: list[dict]) -> list[str]:
-    """Return the tables of energies and forces, and of training steps."""
+def _of(run: list[dict], network: str, case: str) -> dict:
+    return next(r for r in run if (r["network"], r["case"]) == (network, case))
+
+
+def _ratios(runs: list[dict], kind: str, peer: str) -> list[float]:
+    """Return the peer's time by ours in each run, the smallest first."""
+    both = [(r[kind].get(peer), r[kind]["tables"]) for r in runs if kind in r]
+    return sorted(theirs / ours for theirs, ours in both if theirs)
+
+
+def _range(ratios: list[float]) -> str:
+    if not ratios:
+        return "–"
+    if len(ratios) == 1:
+        return f"{ratios[0]:.1f} ×"
+    return f"{ratios[0]:.1f} × (to {ratios[-1]:.1f})"
+
+
+def speed_tables(runs: list[list[dict]]) -> list[str]:
+    """Return the tables of energies and forces and of training steps, of both networks."""
     lines = []
-    for kind, title in (("inference", "Energies and forces"), ("training", "Training step")):
-        shown = [r for r in results if kind in r]
-        peers = [name for name in PEERS if name in shown[0][kind]]
-        head = [title, "edges", *(TITLES[name] for name in peers), "tables", "ratio to PyG"]
-        head += [f"to {TITLES[name]}" for name in peers[1:]]
-        rows = []
-        for r in shown:
-            t = r[kind]
-            ratios = [t[name] and f"{t[name] / t['tables']:.1f} ×" for name in peers]
-            ratios = [ratio or "–" for ratio in ratios]
-            rows.append([r["case"], f"{r['edges']:,}", *(_ms(t[name]) for name in peers),
-                         f"**{_ms(t['tables'])}**", f"**{ratios[0]}**", *ratios[1:]])  # fmt: skip
-        lines += table(head, rows)
+    for network in ("SchNet", "PaiNN"):
+        for kind, title in (("inference", "energies and forces"), ("training", "training step")):
+            shown = [r for r in runs[0] if r["network"] == network and kind in r]
+            peers = [name for name in PEERS if name in shown[0][kind]]
+            head = [f"{network}, {title}", "edges", *(TITLES[name] for name in peers), "ours"]
+            head += [f"to {TITLES[name]}" for name in peers] + ["one core busy"]
+            rows = []
+            for r in shown:
+                each = [_of(run, network, r["case"]) for run in runs]
+                times = {n: [x[kind][n] for x in each] for n in (*peers, "tables")}
+                times = {n: None if None in t else statistics.median(t) for n, t in times.items()}
+                ratios = [_range(_ratios(each, kind, name)) for name in peers]
+                rows.append([
+                    r["case"], f"{r['edges']:,}", *(_ms(times[n]) for n in peers),
+                    f"**{_ms(times['tables'])}**", f"**{ratios[0]}**", *ratios[1:],
+                    _range(_ratios(each, f"{kind}, busy", peers[0])),
+                ])  # fmt: skip
+            lines += table(head, rows)
     return lines
 
 
-def call_table(results: list[dict]) -> list[str]:
+def call_table(runs: list[list[dict]]) -> list[str]:
     """Return the table of the call with autograd beside `energy_and_forces`."""
     rows = []
-    for r in results:
-        fast, call = r["call"]["energy_and_forces"], r["call"]["call"]
+    for r in (r for r in runs[0] if "call" in r):
+        each = [_of(run, r["network"], r["case"])["call"] for run in runs]
+        fast, call = (statistics.median(x[n] for x in each) for n in ("energy_and_forces", "call"))
         rows.append([r["case"], _ms(fast), _ms(call), f"{call / fast:.2f}"])
-    head = ["tables", "`energy_and_forces`", "call and `torch.autograd.grad`", "ratio"]
+    head = ["SchNet, ours", "`energy_and_forces`", "call and `torch.autograd.grad`", "ratio"]
     return table(head, rows)
 
 
 def page(numbers: dict) -> str:
     """Return the page peers.md."""
-    speed, sizes, steps = numbers["speed"], numbers["sizes"], numbers["steps"]
-    lines = ["# SchNet with tables, beside its peers", "", *speed_table(speed)]
+    runs, sizes, steps = numbers["runs"], numbers["sizes"], numbers["steps"]
+    lines = ["# SchNet and PaiNN on splines, beside their peers", "", *speed_tables(runs)]
     lines += [
-        "Medians of one run, in which the engines take turns; the same weights, float32. Samples",
-        "× atoms, or atoms in bulk; features, blocks, Gaussians and cutoff are in `engines.py`.",
-        "The time for energies and forces includes the search for the graph, except SchNetPack's,",
-        "to which it is given; training steps are given it. A dash: torch cannot compile it.",
+        f"Times are medians of {len(runs)} separate runs, in each of which the engines take turns;",
+        "ratios are those of a run, the smallest first and the largest in brackets. The last",
+        "column is the ratio to the first peer while another process keeps one core busy. float32;",
+        "SchNet has the same weights everywhere. Samples × atoms, or atoms in bulk; features,",
+        "blocks, Gaussians and cutoff are in `engines.py`. The time for energies and forces",
+        "includes the search for the graph, except SchNetPack's, to which it is given; training",
+        "steps are given it. A dash: torch cannot compile it, or it was not measured.",
         "",
-        *call_table(speed),
+        *call_table(runs),
         "![time and memory against the number of atoms](peers.svg)",
         "",
     ]
@@ -87,14 +121,13 @@ def page(numbers: dict) -> str:
     lines += ["Atoms move 0.004 × a normal deviate a step; a list that ends 0.3 beyond the cutoff",
               "is built anew when an atom has moved by half of that.", ""]  # fmt: skip
     rows = []
-    for r in speed:
-        rate = r["multiply_adds"] / r["inference"]["tables"]
-        count, speed_of_it = (
-            f"{_short(r['multiply_adds'] / 1e6)} million",
-            f"{rate / 1e9:.3g} billion",
-        )
-        rows.append([r["case"], count, speed_of_it, f"{100 * rate / numbers['peak']:.0f} %"])
-    lines += table(["tables", "multiply-adds", "a second", "of the machine's"], rows)
+    for r in (r for r in runs[0] if r["network"] == "SchNet"):
+        times = [_of(run, "SchNet", r["case"])["inference"]["tables"] for run in runs]
+        rate = r["multiply_adds"] / statistics.median(times)
+        count = f"{_short(r['multiply_adds'] / 1e6)} million"
+        share = f"{100 * rate / numbers['peak']:.0f} %"
+        rows.append([r["case"], count, f"{rate / 1e9:.3g} billion", share])
+    lines += table(["SchNet, ours", "multiply-adds", "a second", "of the machine's"], rows)
     lines += [f"The machine's: {numbers['peak'] / 1e9:.3g} billion a second, in a product of two",
               "matrices of 2048 rows and columns.", ""]  # fmt: skip
     accuracy = numbers["accuracy"]

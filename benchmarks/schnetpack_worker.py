@@ -23,7 +23,7 @@ from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.nn import CosineCutoff, GaussianRBF
 from schnetpack.nn.activations import shifted_softplus
-from schnetpack.representation import SchNet
+from schnetpack.representation import PaiNN, SchNet
 
 RENAMED = {
     "conv.lin1": "in2f", "mlp.0": "filter_network.0", "mlp.2": "filter_network.1",
@@ -50,6 +50,17 @@ def potential(case: dict, weights: dict[str, torch.Tensor]) -> NeuralNetworkPote
     return NeuralNetworkPotential(net, [PairwiseDistances()], [energy, forces])
 
 
+def potential_of_painn(case: dict) -> NeuralNetworkPotential:
+    """Return SchNetPack's PaiNN with energies and forces, of the case's sizes."""
+    F, cutoff = case["num_features"], case["cutoff"]
+    net = PaiNN(F, case["num_blocks"], GaussianRBF(case["num_gaussians"], cutoff),
+                CosineCutoff(cutoff))  # fmt: skip
+    forces = Forces(calc_forces=True, energy_key="energy", force_key="forces")
+    return NeuralNetworkPotential(
+        net, [PairwiseDistances()], [Atomwise(F, output_key="energy"), forces]
+    )
+
+
 def memory(name: str) -> float:
     """Return MB of this process, now or at most, of Linux; `peers` has the same for itself."""
     if name == "VmRSS":
@@ -63,7 +74,10 @@ def main() -> None:
     torch.set_num_threads(int(sys.argv[2]))
     given = torch.load(sys.argv[1])
     batch, (sender, receiver) = given["batch"], given["edges"]
-    model = potential(given["case"], given["weights"])
+    if given["network"] == "SchNet":
+        model = potential(given["case"], given["weights"])
+    else:
+        model = potential_of_painn(given["case"])
     n_atoms = batch.bincount()
     inputs = {
         properties.Z: given["z"], properties.idx_m: batch, properties.n_atoms: n_atoms,

@@ -27,14 +27,14 @@ FOR_THIS_PROCESSOR = (["-march=native"], ["-mcpu=native"], [])  # the first that
 
 pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 SIGNATURES = {  # of functions that end with _f and _d
-    "network": (pointer, [whole, pointer, pointer, pointer]),
+    "network": (pointer, [whole, pointer, pointer, pointer, whole]),
     "free_network": (None, [pointer]),
     "work": (pointer, []),
     "free_work": (None, [pointer]),
     "find": (whole, [pointer, pointer, whole, pointer, whole, pointer, real, real, whole, whole]),
     "energies": (None, [pointer, pointer, pointer, pointer, *[whole] * 3, *[pointer] * 3]),
     "gradients": (None, [*[pointer] * 6, whole, whole, *[pointer] * 3]),
-    "update": (None, [pointer] * 3),
+    "update": (None, [pointer, pointer, pointer, whole]),
     "filters": (pointer, [pointer] * 5),
     "free_filters": (None, [pointer]),
     "splines": (None, [pointer, pointer, whole, *[pointer] * 3]),

@@ -175,7 +175,7 @@ class NativeNetwork(Native):
         """Call a function with the weights' pointers and that of the splines."""
         pointers, _kept = pointers_of(structure.weights, splines.dtype)
         splines = splines.detach().contiguous()
-        return function(pointers, splines.data_ptr())
+        return function(pointers, splines.data_ptr(), torch.get_num_threads())
 
     def update(self, splines: Tensor) -> None:
         """Take the weights as they are now, and other splines."""

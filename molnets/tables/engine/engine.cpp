@@ -47,18 +47,18 @@ template <class R, class Net> void take_tables(Net& net, std::vector<Buffer<R>>&
 }
 
 // Take other weights and tables of the same shapes.
-template <class R> void update(AnyNetwork<R>* any, const R* const* tensors, const R* tables) {
-    auto take = [&](auto& net) { net.take_weights(tensors), take_tables(net, any->buffers, tables); };
+template <class R> void update(AnyNetwork<R>* any, const R* const* tensors, const R* tables, int threads) {
+    auto take = [&](auto& net) { net.take_weights(tensors, threads), take_tables(net, any->buffers, tables); };
     if (any->schnet) take(*any->schnet);
     else take(*any->painn);
 }
 
 template <class R>
-AnyNetwork<R>* new_network(int64_t kind, const int64_t* s, const R* const* tensors, const R* tables) {
+AnyNetwork<R>* new_network(int64_t kind, const int64_t* s, const R* const* tensors, const R* tables, int threads) {
     auto* any = new AnyNetwork<R>;
     if (kind == IS_SCHNET) any->schnet = new SchNet<R>({s[0], s[1], s[2], s[3], s[4]});
     else any->painn = new PaiNN<R>({s[0], s[1], s[2], s[3], s[4]});
-    update(any, tensors, tables);
+    update(any, tensors, tables, threads);
     return any;
 }
 
@@ -106,7 +106,7 @@ Filters<R>* new_filters(const int64_t* s, const int64_t* channels, const R* e, c
 // coefficients; each unless its array is null. The latter belong to the coefficients computed last.
 template <class R>
 void splines(Filters<R>* filters, const R* const* tensors, int64_t threads, R* c, const R* of_c, R* of_weights) {
-    if (c) filters->take_weights(tensors), filters->forward(threads, c);
+    if (c) filters->take_weights(tensors, threads), filters->forward(threads, c);
     if (of_c) filters->backward(threads, of_c, of_weights);
 }
 
@@ -121,8 +121,8 @@ template <class R> bool finite(const R* x, int64_t size) {
 
 #define FOR_EACH_PRECISION(X) X(float, f) X(double, d)
 #define EXPORT(R, s)                                                                                                  \
-    void* network_##s(int64_t kind, const int64_t* sizes, const R* const* tensors, const R* tables) {                 \
-        return new_network<R>(kind, sizes, tensors, tables);                                                          \
+    void* network_##s(int64_t kind, const int64_t* sizes, const R* const* tensors, const R* tables, int64_t threads) {  \
+        return new_network<R>(kind, sizes, tensors, tables, threads);                                                 \
     }                                                                                                                 \
     void free_network_##s(void* any) { delete static_cast<AnyNetwork<R>*>(any); }                                     \
     void* work_##s() { return new Work<R>; }                                                                          \
@@ -143,8 +143,8 @@ template <class R> bool finite(const R* x, int64_t size) {
         gradients<R>(static_cast<AnyNetwork<R>*>(any), static_cast<Work<R>*>(work), seeds, direction, strain,         \
                      samples, B, threads, of_weights, of_tables, of_embeddings);                                      \
     }                                                                                                                 \
-    void update_##s(void* any, const R* const* tensors, const R* tables) {                                            \
-        update<R>(static_cast<AnyNetwork<R>*>(any), tensors, tables);                                                 \
+    void update_##s(void* any, const R* const* tensors, const R* tables, int64_t threads) {                           \
+        update<R>(static_cast<AnyNetwork<R>*>(any), tensors, tables, threads);                                        \
     }                                                                                                                 \
     void* filters_##s(const int64_t* sizes, const int64_t* channels, const R* e, const R* fade, const R* a) {         \
         return new_filters<R>(sizes, channels, e, fade, a);                                                           \

@@ -23,13 +23,14 @@ template <class R> struct Filters {
     int64_t width(int64_t block) const { return channels[block] * padded<R>(M); }
     int64_t inputs() const { return padded<R>(num_gaussians + !is_perceptron); }
 
-    void take_weights(const R* const* tensors) {
+    void take_weights(const R* const* tensors, int threads) {
         weights.restart(), perceptrons.clear(), layers.clear();
         for (int64_t b = 0; b < blocks; b++)
             if (is_perceptron)
                 perceptrons.push_back(weights.perceptron({1, M, 1, num_gaussians, true}, {1, M, 1, M, true},
                                                          SHIFTED_SOFTPLUS, tensors));
             else layers.push_back(weights.layer({channels[b], M, 1, num_gaussians + 1, false}, tensors));
+        weights.pack(threads);
     }
 
     // What lies between weights and coefficients: the radial functions, the layers, the values.

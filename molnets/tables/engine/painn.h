@@ -33,7 +33,7 @@ template <class R> struct PaiNN {
 
     explicit PaiNN(Sizes s) : sizes(s) {}
 
-    void take_weights(const R* const* tensors) {
+    void take_weights(const R* const* tensors, int threads) {
         const Sizes& s = sizes;
         int64_t F = s.F;
         weights.restart(), blocks.clear();
@@ -46,6 +46,7 @@ template <class R> struct PaiNN {
             blocks.push_back(b);
         }
         readout = weights.perceptron({1, s.H, 1, F, true}, {1, 1, 1, s.H, true}, SILU, tensors);
+        weights.pack(threads);
     }
 };
 
@@ -96,18 +97,31 @@ public:
     }
 
 private:
+    // Without a way back from a loss, blocks share what none needs of another: gradients, of which
+    // neighbours read those of s' and v' while the next are written, and s and v' themselves.
     void plan() {
         states.assign(L, {});
+        R *s[2] = {}, *v1 = nullptr, *g_v = nullptr, *g_sent[2] = {}, *g_received[2][2] = {}, *g_rest[3] = {};
+        auto make = [&](int64_t width, R** x, R** g) {
+            if (keep) return work.quantity(N, width, true);
+            Quantity<R> q;
+            q.stride = width;
+            R *own = nullptr, **of[2] = {x ? x : &own, g};
+            for (R** one : of)
+                if (one && !*one) *one = work.take(N * (one == &own ? width : 3 * F));
+            q.x[VALUE] = *of[0], q.g[VALUE] = g ? *g : nullptr;
+            return q;
+        };
         for (int64_t n = 0; n < L; n++) {
             State& at = states[n];
-            at.s = work.quantity(N, F, keep);
-            if (n) at.v = work.quantity(N, 3 * F, keep), at.t = work.quantity(N, 3 * F, keep);
-            at.a = work.quantity(N, (n ? 3 : 2) * F, keep), at.phi = this->inner(F);
-            at.sn = work.quantity(N, 2 * F, keep), at.v1 = work.quantity(N, 3 * F, keep);
-            at.q = work.quantity(N, 3 * F, keep), at.w = work.quantity(N, 3 * F, keep);
-            at.o = work.quantity(N, (last(n) ? 2 : 3) * F, keep), at.mix = this->inner(F);
+            at.s = make(F, &s[0], &s[1]);
+            if (n) at.v = make(3 * F, nullptr, &g_v), at.t = make(3 * F, nullptr, &g_sent[0]);
+            at.a = make((n ? 3 : 2) * F, nullptr, &g_sent[1]), at.phi = this->inner(F);
+            at.sn = make(2 * F, nullptr, &g_received[0][n % 2]), at.v1 = make(3 * F, &v1, &g_received[1][n % 2]);
+            at.q = make(3 * F, nullptr, &g_rest[0]), at.w = make(3 * F, nullptr, &g_rest[1]);
+            at.o = make((last(n) ? 2 : 3) * F, nullptr, &g_rest[2]), at.mix = this->inner(F);
         }
-        s_end = work.quantity(N, F, keep), energy = work.quantity(N, LANES<R>, keep), readout = this->inner(H);
+        s_end = make(F, &s[0], &s[1]), energy = work.quantity(N, LANES<R>, keep), readout = this->inner(H);
         pull = work.take(4 * graph.num_edges), rate = keep ? work.take(4 * graph.num_edges) : nullptr;
     }
 

@@ -42,6 +42,8 @@ public:
     struct Layer {
         Shape shape;
         Dense<R> dense;
+        R *W, *Wt, *b;
+        const R *from, *b_from;
     };
     std::vector<Layer> layers;
 
@@ -65,21 +67,28 @@ public:
                     for (int64_t column = i; column < i + s.in; column++) f(row, column, at++);
     }
 
+    // Make room for a layer; `pack` fills it.
     Dense<R> layer(Shape s, const R* const*& tensors) {
         Dense<R> dense;
         dense.out = s.out_blocks * padded<R>(s.out), dense.in = s.in_blocks * padded<R>(s.in);
-        R *W = room(dense.out * dense.in), *Wt = room(dense.out * dense.in);
+        R *W = room(dense.out * dense.in), *Wt = room(dense.out * dense.in), *b = s.bias ? room(dense.out) : nullptr;
+        dense.W = W, dense.Wt = Wt, dense.b = b;
         const R* from = *tensors++;
-        visit(s, [&](int64_t o, int64_t i, int64_t at) { W[o * dense.in + i] = Wt[i * dense.out + o] = from[at]; });
-        dense.W = W, dense.Wt = Wt;
-        if (s.bias) {
-            R* b = room(dense.out);
-            from = *tensors++;
-            for (int64_t o = 0; o < s.out_blocks * s.out; o++) b[o / s.out * padded<R>(s.out) + o % s.out] = from[o];
-            dense.b = b;
-        }
-        layers.push_back({s, dense});
+        layers.push_back({s, dense, W, Wt, b, from, s.bias ? *tensors++ : nullptr});
         return dense;
+    }
+
+    void pack(int threads) {
+        Pool::each(layers.size(), threads, [&](int64_t n) {
+            const Layer& to = layers[n];
+            const Shape& s = to.shape;
+            const int64_t O = to.dense.out, I = to.dense.in;
+            visit(s, [&](int64_t o, int64_t i, int64_t at) { to.W[o * I + i] = to.from[at]; });
+            for (int64_t i = 0; i < I; i++)
+                for (int64_t o = 0; o < O; o++) to.Wt[i * O + o] = to.W[o * I + i];
+            for (int64_t o = 0; to.b && o < s.out_blocks * s.out; o++)
+                to.b[o / s.out * padded<R>(s.out) + o % s.out] = to.b_from[o];
+        });
     }
 
     Perceptron<R> perceptron(Shape first, Shape second, Activation kind, const R* const*& tensors) {

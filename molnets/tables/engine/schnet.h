@@ -28,7 +28,7 @@ template <class R> struct SchNet {
 
     explicit SchNet(Sizes s) : sizes(s) {}
 
-    void take_weights(const R* const* tensors) {
+    void take_weights(const R* const* tensors, int threads) {
         const Sizes& s = sizes;
         weights.restart(), A.clear(), update.clear();
         for (int64_t n = 0; n < s.L; n++) {
@@ -37,6 +37,7 @@ template <class R> struct SchNet {
                                                 SHIFTED_SOFTPLUS, tensors));
         }
         readout = weights.perceptron({1, s.H, 1, s.F, true}, {1, 1, 1, s.H, true}, SHIFTED_SOFTPLUS, tensors);
+        weights.pack(threads);
     }
 };
 

@@ -25,7 +25,7 @@ inline void breathe() {
 }
 
 class Pool {
-    static constexpr int PATIENCE = 4000;             // rounds of waiting before a thread sleeps
+    static constexpr int PATIENCE = 2000;             // rounds of waiting before a thread sleeps
     static constexpr uint64_t INDEX = (1 << 24) - 1;  // a ticket: 16 bits round, 24 count, 24 index
 
     std::atomic<bool> busy{false};
