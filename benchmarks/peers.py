@@ -1,6 +1,6 @@
 """How fast SchNet and PaiNN run beside their peers: the same atoms, in one run, in turn.
 
-    python -m benchmarks.peers [--quick] [--schnetpack PYTHON] [--runs 3] [--json FILE]
+    python -m benchmarks.peers [--quick] [--schnetpack PYTHON] [--compiled] [--json FILE]
 
 Energies and forces include the search for the graph (SchNetPack's is given); training steps
 (energies, forces, their loss, its gradient by the weights) are all given it. Every engine runs for
@@ -68,7 +68,9 @@ SIZES = {"PyG": (100, 1000, 8000), "tables": (100, 1000, 8000, 64_000, 1_000_000
 SKIN, STEP = 0.3, 0.004  # an atom of speed 1, about what a Lennard-Jones liquid has at T = 1
 
 
-def medians(engines: dict[str, Engine], kind: str, seconds: float) -> dict[str, float | None]:
+def medians(
+    engines: dict[str, Engine], kind: str, seconds: float, rounds: int = ROUNDS
+) -> dict[str, float | None]:
     """Let the engines run in turn for so many seconds each; return the median time of each."""
     times: dict[str, list[float] | None] = {}
     for name, engine in engines.items():
@@ -77,22 +79,23 @@ def medians(engines: dict[str, Engine], kind: str, seconds: float) -> dict[str, 
             times[name] = []
         except torch._inductor.exc.InductorError:  # of one sample, torch 2.13 fails to compile
             times[name] = None
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, engine in engines.items():
             if times[name] is not None:
-                burst = engine.burst(kind, seconds / ROUNDS)
+                burst = engine.burst(kind, seconds / rounds)
                 times[name] += burst[1:] or burst  # the first call finds the cache full of others
     return {name: None if t is None else statistics.median(t) for name, t in times.items()}
 
 
 def measure(
-    case: Case, network: str, seconds: float, quick: bool, schnetpack: Path | None
+    case: Case, network: str, seconds: float, options: argparse.Namespace
 ) -> dict[str, object]:
     """Return the times of all engines, and how far their forces are from those in float64."""
     system = System(case, network)
     engines = {"PyG": pyg(system)} if network == "SchNet" else {"plain": plain(system)}
     engines["tables"] = tables(system)
-    if network == "SchNet" and not quick:
+    quick, schnetpack = options.quick, options.schnetpack
+    if network == "SchNet" and options.compiled:
         engines["compiled"] = compiled(system)
     if schnetpack:
         engines["SchNetPack"] = SchNetPack(system, schnetpack)
@@ -107,7 +110,7 @@ def measure(
         slow = case.num_atoms > 1000 and kind == "training"  # a peer needs ten seconds for a step
         if slow and (quick or network == "PaiNN"):
             continue
-        result[kind] = medians(engines, kind, seconds)
+        result[kind] = medians(engines, kind, seconds, 2 if slow else ROUNDS)
         if not (quick or slow):
             with busy_core():
                 result[f"{kind}, busy"] = medians(two, kind, seconds / 2)
@@ -232,27 +235,29 @@ def machine() -> str:
     )
 
 
-def speeds(seconds: float, quick: bool, schnetpack: Path | None, path: Path | None) -> list[dict]:
+def speeds(seconds: float, options: argparse.Namespace) -> list[dict]:
     """Return the results of all cases; they are written to a file as they come."""
     results = []
     for network in ("SchNet", "PaiNN"):
         for case in CASES:
             print(f"{network}, {case.name} ...", flush=True)
-            results.append(measure(case, network, seconds, quick, schnetpack))
-            if path:
-                write_json(results, path)
+            results.append(measure(case, network, seconds, options))
+            if options.json:
+                write_json(results, options.json)
     return results
 
 
-def separate_runs(runs: int, schnetpack: Path | None) -> list[list[dict]]:
+def separate_runs(options: argparse.Namespace) -> list[list[dict]]:
     """Return the results of several runs, each in a process of its own."""
     found = []
-    for _ in range(runs):
+    for _ in range(options.runs):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "run.json"
             command = [sys.executable, "-m", "benchmarks.peers", "--once", "--json", path]
-            if schnetpack:
-                command += ["--schnetpack", schnetpack]
+            if options.schnetpack:
+                command += ["--schnetpack", options.schnetpack]
+            if options.compiled:
+                command.append("--compiled")
             subprocess.run(command, check=True)
             found.append(json.loads(path.read_text()))
     return found
@@ -263,6 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one short run, printed")
     parser.add_argument("--once", action="store_true", help="one run, into the file of --json")
+    parser.add_argument("--compiled", action="store_true", help="PyG's under torch.compile too")
     parser.add_argument("--runs", type=int, default=3, help="separate runs")
     parser.add_argument("--schnetpack", type=Path, help="the Python of its environment")
     parser.add_argument("--json", type=Path, help="where the numbers go as well")
@@ -272,14 +278,14 @@ def main() -> None:
     logging.getLogger("torch._inductor").setLevel(logging.CRITICAL)
     if options.quick or options.once:
         seconds = 0.5 if options.quick else 1.5
-        results = speeds(seconds, options.quick, options.schnetpack, options.json)
+        results = speeds(seconds, options)
         if options.quick:
             print(
                 "\n".join([*speed_tables([results]), *call_table([results])]), machine(), sep="\n"
             )
         return
     numbers = {"machine": machine(), "cores": os.cpu_count()}
-    numbers["runs"] = separate_runs(options.runs, options.schnetpack)
+    numbers["runs"] = separate_runs(options)
     numbers["sizes"] = {name: [alone(size_and_time, n, name) for n in sizes]
                         for name, sizes in SIZES.items()}  # fmt: skip
     if options.schnetpack:

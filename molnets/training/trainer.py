@@ -50,7 +50,7 @@ class Settings:
         0, "stop after so many epochs without a better validation loss; 0: never"
     )
     engine: str = option(
-        "spline", "spline: filters from tables, fast on a CPU; plain: the network itself; "
+        "spline", "spline: filters as splines, fast on a CPU; plain: the network itself; "
         "compiled: the same by way of a C++ compiler"
     )  # fmt: skip
     seed: int = option(0, "seed of weights, split and order")

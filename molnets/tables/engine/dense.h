@@ -1,8 +1,9 @@
 // Dense layers on rows of atoms, forward and back, of numbers and of their tangents.
 //
 // A quantity of the network is a matrix of duals x + ε ẋ, and of gradients G + ε P, where G = ∂E/∂x
-// and P = ∂J/∂x for J = Σ_i s_i ε_i + dE/dε: see networks.h. A linear layer does the same to either:
-// MODE says to which. Widths are multiples of LANES; what is beyond a layer's own size is 0.
+// and P = ∂J/∂x for J = Σ_i s_i ε_i + dE/dε: see networks.h. A linear layer does the same to
+// either: MODE says to which. Widths are multiples of LANES; what is beyond a layer's own size is
+// 0.
 
 #pragma once
 
@@ -17,7 +18,8 @@ constexpr int64_t MANY_ROWS = 256;  // of which a weight's gradient is summed at
 enum Mode { VALUE, TANGENT };
 
 // Rows of a quantity: those of atom i begin at i * stride.
-template <class R> struct Quantity {
+template <class R>
+struct Quantity {
     R* x[2] = {nullptr, nullptr};
     R* g[2] = {nullptr, nullptr};
     int64_t stride = 0;
@@ -60,8 +62,8 @@ inline void columns(int64_t rows, const R* a, int64_t a_row, int64_t a_k, int64_
                     int64_t b_row, const R* start, int64_t start_row, R* c, int64_t c_row) {
     int64_t r = 0;
     auto step = [&](auto tile_of, int64_t num) {
-        tile_of(a + r * a_row, a_row, a_k, depth, b, b_row,
-                start ? start + r * start_row : nullptr, start_row, c + r * c_row, c_row);
+        tile_of(a + r * a_row, a_row, a_k, depth, b, b_row, start ? start + r * start_row : nullptr,
+                start_row, c + r * c_row, c_row);
         r += num;
     };
     while (r + 6 <= rows) step(tile<R, 6, COLS>, 6);
@@ -83,7 +85,8 @@ inline void product(int64_t rows, const R* a, int64_t a_row, int64_t a_k, int64_
     int64_t n = 0;
     auto begin = [&] { return start ? start + n : nullptr; };
     for (; n + MOST * W <= width; n += MOST * W)
-        columns<R, MOST>(rows, a, a_row, a_k, depth, b + n, b_row, begin(), start_row, c + n, c_row);
+        columns<R, MOST>(rows, a, a_row, a_k, depth, b + n, b_row, begin(), start_row, c + n,
+                         c_row);
     for (; n + 2 * W <= width && MOST > 2; n += 2 * W)
         columns<R, 2>(rows, a, a_row, a_k, depth, b + n, b_row, begin(), start_row, c + n, c_row);
     for (; n < width; n += W)
@@ -91,7 +94,8 @@ inline void product(int64_t rows, const R* a, int64_t a_row, int64_t a_k, int64_
 }
 
 // y = W x + b, with W (out, in) stored both ways.
-template <class R> struct Dense {
+template <class R>
+struct Dense {
     int64_t in = 0, out = 0;
     const R *W = nullptr, *Wt = nullptr, *b = nullptr;  // b: null for none
 
@@ -99,7 +103,8 @@ template <class R> struct Dense {
     void forward(int64_t rows, const R* x, int64_t x_row, R* y, int64_t y_row, Mode mode,
                  const R* start = nullptr) const {
         bool bias = !start && b && mode == VALUE;
-        product<R>(rows, x, x_row, 1, in, Wt, out, out, bias ? b : start, bias ? 0 : y_row, y, y_row);
+        product<R>(rows, x, x_row, 1, in, Wt, out, out, bias ? b : start, bias ? 0 : y_row, y,
+                   y_row);
     }
     // g_x = Wᵀ g_y, added to `start`.
     void backward(int64_t rows, const R* g_y, int64_t y_row, R* g_x, int64_t x_row,
@@ -122,7 +127,8 @@ template <class R> struct Dense {
 };
 
 // y = W₂ act(W₁ x + b₁) + b₂, and what its way back needs.
-template <class R> struct Perceptron {
+template <class R>
+struct Perceptron {
     Dense<R> first, second;
     Activation kind = SILU;
 

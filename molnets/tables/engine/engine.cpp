@@ -15,20 +15,25 @@ namespace {
 
 enum Kind { IS_SCHNET, IS_PAINN };
 
-template <class R> struct AnyNetwork {
+template <class R>
+struct AnyNetwork {
     SchNet<R>* schnet = nullptr;
     PaiNN<R>* painn = nullptr;
     std::vector<Buffer<R>> buffers;
     ~AnyNetwork() { delete schnet, delete painn; }
 
-    template <class F> void visit(F f) const {
-        if (schnet) f(*schnet, (SchNetPass<R>*)nullptr);
-        else f(*painn, (PaiNNPass<R>*)nullptr);
+    template <class F>
+    void visit(F f) const {
+        if (schnet)
+            f(*schnet, (SchNetPass<R>*)nullptr);
+        else
+            f(*painn, (PaiNNPass<R>*)nullptr);
     }
 };
 
 // Take coefficients c, (rows, channels, M) one block after the other, to tables of c and D, padded.
-template <class R, class Net> void take_tables(Net& net, std::vector<Buffer<R>>& buffers, const R* from) {
+template <class R, class Net>
+void take_tables(Net& net, std::vector<Buffer<R>>& buffers, const R* from) {
     const auto& s = net.sizes;
     int64_t M = padded<R>(s.M);
     if (buffers.empty()) buffers = std::vector<Buffer<R>>(s.L);
@@ -37,35 +42,44 @@ template <class R, class Net> void take_tables(Net& net, std::vector<Buffer<R>>&
         int64_t channels = net.channels(n), size = 2 * s.rows * channels * M;
         R* T = buffers[n].room(size);
         std::fill(T, T + size, R(0));
-        visit_table<R>(s.rows, channels, M, s.M, net.group(n), [&](int64_t row, int64_t at, int64_t width, int64_t place) {
-            T[at] = from[place];
-            if (row) T[at + width] = from[place] - from[place - channels * s.M];
-        });
+        visit_table<R>(s.rows, channels, M, s.M, net.group(n),
+                       [&](int64_t row, int64_t at, int64_t width, int64_t place) {
+                           T[at] = from[place];
+                           if (row) T[at + width] = from[place] - from[place - channels * s.M];
+                       });
         from += s.rows * channels * s.M;
         net.tables.push_back(T);
     }
 }
 
 // Take other weights and tables of the same shapes.
-template <class R> void update(AnyNetwork<R>* any, const R* const* tensors, const R* tables, int threads) {
-    auto take = [&](auto& net) { net.take_weights(tensors, threads), take_tables(net, any->buffers, tables); };
-    if (any->schnet) take(*any->schnet);
-    else take(*any->painn);
+template <class R>
+void update(AnyNetwork<R>* any, const R* const* tensors, const R* tables, int threads) {
+    auto take = [&](auto& net) {
+        net.take_weights(tensors, threads), take_tables(net, any->buffers, tables);
+    };
+    if (any->schnet)
+        take(*any->schnet);
+    else
+        take(*any->painn);
 }
 
 template <class R>
-AnyNetwork<R>* new_network(int64_t kind, const int64_t* s, const R* const* tensors, const R* tables, int threads) {
+AnyNetwork<R>* new_network(int64_t kind, const int64_t* s, const R* const* tensors, const R* tables,
+                           int threads) {
     auto* any = new AnyNetwork<R>;
-    if (kind == IS_SCHNET) any->schnet = new SchNet<R>({s[0], s[1], s[2], s[3], s[4]});
-    else any->painn = new PaiNN<R>({s[0], s[1], s[2], s[3], s[4]});
+    if (kind == IS_SCHNET)
+        any->schnet = new SchNet<R>({s[0], s[1], s[2], s[3], s[4]});
+    else
+        any->painn = new PaiNN<R>({s[0], s[1], s[2], s[3], s[4]});
     update(any, tensors, tables, threads);
     return any;
 }
 
 // Energies of atoms (N), forces (N, 3), and virials (B, 3, 3) unless null.
 template <class R>
-void energies(const AnyNetwork<R>* any, Work<R>* work, const R* embeddings, const int64_t* samples, int64_t B,
-              int64_t keep, int64_t threads, R* energy, R* forces, R* virial) {
+void energies(const AnyNetwork<R>* any, Work<R>* work, const R* embeddings, const int64_t* samples,
+              int64_t B, int64_t keep, int64_t threads, R* energy, R* forces, R* virial) {
     any->visit([&](const auto& net, auto* type) {
         std::remove_pointer_t<decltype(type)> pass(net, *work, threads, keep);
         pass.values(embeddings, energy, forces);
@@ -75,17 +89,20 @@ void energies(const AnyNetwork<R>* any, Work<R>* work, const R* embeddings, cons
 
 // The gradients of Σ_i seeds_i ε_i + dE/dε, after `energies` with keep and the same arguments.
 template <class R>
-void gradients(const AnyNetwork<R>* any, Work<R>* work, const R* seeds, const R* direction, const R* strain,
-               const int64_t* samples, int64_t B, int64_t threads, R* of_weights, R* of_tables, R* of_embeddings) {
+void gradients(const AnyNetwork<R>* any, Work<R>* work, const R* seeds, const R* direction,
+               const R* strain, const int64_t* samples, int64_t B, int64_t threads, R* of_weights,
+               R* of_tables, R* of_embeddings) {
     any->visit([&](const auto& net, auto* type) {
-        std::remove_pointer_t<decltype(type)> pass(net, *work, threads, true);  // finds its numbers again
+        std::remove_pointer_t<decltype(type)> pass(net, *work, threads,
+                                                   true);  // finds its numbers again
         pass.rates(direction, strain, samples, B, net.VECTORS, pass.rate);
         pass.gradients(seeds, of_weights, of_tables, of_embeddings);
     });
 }
 
-template <class R> bool find(Work<R>* work, const void* pos, int64_t is_double, const int64_t* samples, int64_t B,
-                             const List* list, double cutoff, double reach, int64_t intervals, int64_t threads) {
+template <class R>
+bool find(Work<R>* work, const void* pos, int64_t is_double, const int64_t* samples, int64_t B,
+          const List* list, double cutoff, double reach, int64_t intervals, int64_t threads) {
     Graph<R>& graph = work->graph;
     graph.spacing = reach / intervals, graph.last_knot = intervals - 1;
     auto with = [&](auto* positions) {
@@ -95,23 +112,28 @@ template <class R> bool find(Work<R>* work, const void* pos, int64_t is_double, 
     return is_double ? with(static_cast<const double*>(pos)) : with(static_cast<const float*>(pos));
 }
 
-// Filters of such sizes: blocks, Gaussians, M, knots, taps, and whether they are dense - activation -
-// dense, else one matrix. The arrays stay the caller's.
+// Filters of such sizes: blocks, Gaussians, M, knots, taps, and whether they are dense - activation
+// - dense, else one matrix. The arrays stay the caller's.
 template <class R>
-Filters<R>* new_filters(const int64_t* s, const int64_t* channels, const R* e, const R* fade, const R* a) {
-    return new Filters<R>{s[5] != 0, s[0], s[1], s[2], s[3], s[4], {channels, channels + s[0]}, e, fade, a};
+Filters<R>* new_filters(const int64_t* s, const int64_t* channels, const R* e, const R* fade,
+                        const R* a) {
+    return new Filters<R>{s[5] != 0, s[0], s[1], s[2], s[3], s[4], {channels, channels + s[0]},
+                          e,         fade, a};
 }
 
-// Coefficients of splines from the weights of filters, and the gradients by the weights of those by the
-// coefficients; each unless its array is null. The latter belong to the coefficients computed last.
+// Coefficients of splines from the weights of filters, and the gradients by the weights of those by
+// the coefficients; each unless its array is null. The latter belong to the coefficients computed
+// last.
 template <class R>
-void splines(Filters<R>* filters, const R* const* tensors, int64_t threads, R* c, const R* of_c, R* of_weights) {
+void splines(Filters<R>* filters, const R* const* tensors, int64_t threads, R* c, const R* of_c,
+             R* of_weights) {
     if (c) filters->take_weights(tensors, threads), filters->forward(threads, c);
     if (of_c) filters->backward(threads, of_c, of_weights);
 }
 
 // Whether all of the numbers are finite.
-template <class R> bool finite(const R* x, int64_t size) {
+template <class R>
+bool finite(const R* x, int64_t size) {
     bool all = true;
     for (int64_t n = 0; n < size; n++) all &= std::isfinite(x[n]);
     return all;
@@ -120,48 +142,55 @@ template <class R> bool finite(const R* x, int64_t size) {
 }  // namespace
 
 #define FOR_EACH_PRECISION(X) X(float, f) X(double, d)
-#define EXPORT(R, s)                                                                                                  \
-    void* network_##s(int64_t kind, const int64_t* sizes, const R* const* tensors, const R* tables, int64_t threads) {  \
-        return new_network<R>(kind, sizes, tensors, tables, threads);                                                 \
-    }                                                                                                                 \
-    void free_network_##s(void* any) { delete static_cast<AnyNetwork<R>*>(any); }                                     \
-    void* work_##s() { return new Work<R>; }                                                                          \
-    void free_work_##s(void* work) { delete static_cast<Work<R>*>(work); }                                            \
-    int64_t find_##s(void* work, const void* pos, int64_t is_double, const int64_t* samples, int64_t B, void* list,   \
-                     double cutoff, double reach, int64_t intervals, int64_t threads) {                               \
-        return find<R>(static_cast<Work<R>*>(work), pos, is_double, samples, B, static_cast<List*>(list), cutoff,     \
-                       reach, intervals, threads);                                                                    \
-    }                                                                                                                 \
-    void energies_##s(void* any, void* work, const R* embeddings, const int64_t* samples, int64_t B, int64_t keep,    \
-                      int64_t threads, R* energy, R* forces, R* virial) {                                             \
-        energies<R>(static_cast<AnyNetwork<R>*>(any), static_cast<Work<R>*>(work), embeddings, samples, B, keep,      \
-                    threads, energy, forces, virial);                                                                 \
-    }                                                                                                                 \
-    void gradients_##s(void* any, void* work, const R* seeds, const R* direction, const R* strain,                    \
-                       const int64_t* samples, int64_t B, int64_t threads, R* of_weights, R* of_tables,               \
-                       R* of_embeddings) {                                                                            \
-        gradients<R>(static_cast<AnyNetwork<R>*>(any), static_cast<Work<R>*>(work), seeds, direction, strain,         \
-                     samples, B, threads, of_weights, of_tables, of_embeddings);                                      \
-    }                                                                                                                 \
-    void update_##s(void* any, const R* const* tensors, const R* tables, int64_t threads) {                           \
-        update<R>(static_cast<AnyNetwork<R>*>(any), tensors, tables, threads);                                        \
-    }                                                                                                                 \
-    void* filters_##s(const int64_t* sizes, const int64_t* channels, const R* e, const R* fade, const R* a) {         \
-        return new_filters<R>(sizes, channels, e, fade, a);                                                           \
-    }                                                                                                                 \
-    void free_filters_##s(void* filters) { delete static_cast<Filters<R>*>(filters); }                                \
-    void splines_##s(void* filters, const R* const* tensors, int64_t threads, R* c, const R* of_c, R* of_weights) {   \
-        splines<R>(static_cast<Filters<R>*>(filters), tensors, threads, c, of_c, of_weights);                         \
-    }                                                                                                                 \
-    int64_t num_edges_##s(void* work) { return static_cast<Work<R>*>(work)->graph.num_edges; }                        \
+#define EXPORT(R, s)                                                                               \
+    void* network_##s(int64_t kind, const int64_t* sizes, const R* const* tensors,                 \
+                      const R* tables, int64_t threads) {                                          \
+        return new_network<R>(kind, sizes, tensors, tables, threads);                              \
+    }                                                                                              \
+    void free_network_##s(void* any) { delete static_cast<AnyNetwork<R>*>(any); }                  \
+    void* work_##s() { return new Work<R>; }                                                       \
+    void free_work_##s(void* work) { delete static_cast<Work<R>*>(work); }                         \
+    int64_t find_##s(void* work, const void* pos, int64_t is_double, const int64_t* samples,       \
+                     int64_t B, void* list, double cutoff, double reach, int64_t intervals,        \
+                     int64_t threads) {                                                            \
+        return find<R>(static_cast<Work<R>*>(work), pos, is_double, samples, B,                    \
+                       static_cast<List*>(list), cutoff, reach, intervals, threads);               \
+    }                                                                                              \
+    void energies_##s(void* any, void* work, const R* embeddings, const int64_t* samples,          \
+                      int64_t B, int64_t keep, int64_t threads, R* energy, R* forces, R* virial) { \
+        energies<R>(static_cast<AnyNetwork<R>*>(any), static_cast<Work<R>*>(work), embeddings,     \
+                    samples, B, keep, threads, energy, forces, virial);                            \
+    }                                                                                              \
+    void gradients_##s(void* any, void* work, const R* seeds, const R* direction, const R* strain, \
+                       const int64_t* samples, int64_t B, int64_t threads, R* of_weights,          \
+                       R* of_tables, R* of_embeddings) {                                           \
+        gradients<R>(static_cast<AnyNetwork<R>*>(any), static_cast<Work<R>*>(work), seeds,         \
+                     direction, strain, samples, B, threads, of_weights, of_tables,                \
+                     of_embeddings);                                                               \
+    }                                                                                              \
+    void update_##s(void* any, const R* const* tensors, const R* tables, int64_t threads) {        \
+        update<R>(static_cast<AnyNetwork<R>*>(any), tensors, tables, threads);                     \
+    }                                                                                              \
+    void* filters_##s(const int64_t* sizes, const int64_t* channels, const R* e, const R* fade,    \
+                      const R* a) {                                                                \
+        return new_filters<R>(sizes, channels, e, fade, a);                                        \
+    }                                                                                              \
+    void free_filters_##s(void* filters) { delete static_cast<Filters<R>*>(filters); }             \
+    void splines_##s(void* filters, const R* const* tensors, int64_t threads, R* c, const R* of_c, \
+                     R* of_weights) {                                                              \
+        splines<R>(static_cast<Filters<R>*>(filters), tensors, threads, c, of_c, of_weights);      \
+    }                                                                                              \
+    int64_t num_edges_##s(void* work) { return static_cast<Work<R>*>(work)->graph.num_edges; }     \
     int64_t finite_##s(const R* x, int64_t size) { return finite<R>(x, size); }
 
 extern "C" {
 FOR_EACH_PRECISION(EXPORT)
 
-// A list of directed edges j -> i in range of each other, sorted; pos: null to keep the atoms' order.
-void* list_of(const double* pos, const int64_t* samples, int64_t B, double cutoff, int64_t E, const int64_t* senders,
-              const int64_t* receivers, const double* offset, int64_t one_offset, int64_t threads) {
+// A list of directed edges j -> i in range of each other, sorted; pos: null to keep the atoms'
+// order.
+void* list_of(const double* pos, const int64_t* samples, int64_t B, double cutoff, int64_t E,
+              const int64_t* senders, const int64_t* receivers, const double* offset,
+              int64_t one_offset, int64_t threads) {
     List* list = new List;
     list->order.resize(samples[B]);
     std::iota(list->order.begin(), list->order.end(), 0);

@@ -1,7 +1,8 @@
 // From the weights of filter networks to the coefficients of splines, and back.
 //
-// A filter is asked at n knots: SchNet's is W₂ ssp(W₁ e + b₁) + b₂, PaiNN's a matrix times (e, 1), each
-// times the cutoff function there. The coefficients are c_j = Σ_m a_m W_{j + m}, see splines.py.
+// A filter is asked at n knots: SchNet's is W₂ ssp(W₁ e + b₁) + b₂, PaiNN's a matrix times (e, 1),
+// each times the cutoff function there. The coefficients are c_j = Σ_m a_m W_{j + m}, see
+// splines.py.
 
 #pragma once
 
@@ -9,7 +10,8 @@
 
 namespace molnets {
 
-template <class R> struct Filters {
+template <class R>
+struct Filters {
     bool is_perceptron;
     int64_t blocks, num_gaussians, M, n, taps;
     std::vector<int64_t> channels;  // of each block
@@ -27,9 +29,11 @@ template <class R> struct Filters {
         weights.restart(), perceptrons.clear(), layers.clear();
         for (int64_t b = 0; b < blocks; b++)
             if (is_perceptron)
-                perceptrons.push_back(weights.perceptron({1, M, 1, num_gaussians, true}, {1, M, 1, M, true},
-                                                         SHIFTED_SOFTPLUS, tensors));
-            else layers.push_back(weights.layer({channels[b], M, 1, num_gaussians + 1, false}, tensors));
+                perceptrons.push_back(weights.perceptron(
+                    {1, M, 1, num_gaussians, true}, {1, M, 1, M, true}, SHIFTED_SOFTPLUS, tensors));
+            else
+                layers.push_back(
+                    weights.layer({channels[b], M, 1, num_gaussians + 1, false}, tensors));
         weights.pack(threads);
     }
 
@@ -48,13 +52,15 @@ template <class R> struct Filters {
             Between& at = between[b];
             at.values = work.quantity(n, width(b), true);
             if (!is_perceptron) continue;
-            at.inner.s = work.quantity(n, width(b), true), at.inner.a = work.quantity(n, width(b), true);
+            at.inner.s = work.quantity(n, width(b), true),
+            at.inner.a = work.quantity(n, width(b), true);
             at.inner.slope = work.take(n * width(b));
         }
     }
 
     // Call body(block, lo, hi) for pieces of so many rows.
-    template <class F> void by_rows(int64_t rows, int threads, F body) const {
+    template <class F>
+    void by_rows(int64_t rows, int threads, F body) const {
         int64_t num = (rows + 4 * ROWS - 1) / (4 * ROWS);
         Pool::each(num * num_blocks(), threads, [&](int64_t task) {
             int64_t lo = task % num * 4 * ROWS;
@@ -73,8 +79,11 @@ template <class R> struct Filters {
         by_rows(n, threads, [&](int64_t b, int64_t lo, int64_t hi) {
             Between& at = between[b];
             R* values = at.values.x[VALUE];
-            if (is_perceptron) perceptrons[b].forward(lo, hi, radial, at.inner, at.values, VALUE, false);
-            else layers[b].forward(hi - lo, radial.x[VALUE] + lo * inputs(), inputs(), values + lo * width(b), width(b), VALUE);
+            if (is_perceptron)
+                perceptrons[b].forward(lo, hi, radial, at.inner, at.values, VALUE, false);
+            else
+                layers[b].forward(hi - lo, radial.x[VALUE] + lo * inputs(), inputs(),
+                                  values + lo * width(b), width(b), VALUE);
             for (int64_t k = lo; k < hi; k++)
                 for (int64_t f = 0; f < width(b); f++) values[k * width(b) + f] *= fade[k];
         });
@@ -101,7 +110,8 @@ template <class R> struct Filters {
             for (int64_t k = lo; k < hi; k++) {
                 R* g_values = at.values.g[TANGENT] + k * w;
                 std::fill(g_values, g_values + w, R(0));
-                for (int64_t j = std::max<int64_t>(0, k - 2 * taps); j <= std::min(k, rows - 1); j++) {
+                for (int64_t j = std::max<int64_t>(0, k - 2 * taps); j <= std::min(k, rows - 1);
+                     j++) {
                     R factor = a[k - j] * fade[k];
                     for (int64_t c = 0; c < channels[b]; c++)
                         for (int64_t f = 0; f < M; f++)
@@ -111,14 +121,19 @@ template <class R> struct Filters {
             if (!is_perceptron) return;
             const Perceptron<R>& p = perceptrons[b];  // its values' way back, with P in place of G
             Quantity<R> s = at.inner.s, inner = at.inner.a;
-            p.second.backward(hi - lo, at.values.g[TANGENT] + lo * w, w, inner.g[TANGENT] + lo * w, w);
+            p.second.backward(hi - lo, at.values.g[TANGENT] + lo * w, w, inner.g[TANGENT] + lo * w,
+                              w);
             for (int64_t at_n = lo * w; at_n < hi * w; at_n += LANES<R>)
-                store(s.g[TANGENT] + at_n, load(inner.g[TANGENT] + at_n) * load(at.inner.slope + at_n));
+                store(s.g[TANGENT] + at_n,
+                      load(inner.g[TANGENT] + at_n) * load(at.inner.slope + at_n));
         });
         std::vector<Sum<R>> sums;
         for (int64_t b = 0; b < num_blocks(); b++) {
-            if (is_perceptron) sums.push_back({between[b].inner.s, radial, n}), sums.push_back({between[b].values, between[b].inner.a, n});
-            else sums.push_back({between[b].values, radial, n});
+            if (is_perceptron)
+                sums.push_back({between[b].inner.s, radial, n}),
+                    sums.push_back({between[b].values, between[b].inner.a, n});
+            else
+                sums.push_back({between[b].values, radial, n});
         }
         gradients_of_weights(weights, sums, threads, false, out);
     }

@@ -2,16 +2,16 @@
 //
 // The atoms are cut into parts, between samples where that is possible. Every edge has its reverse.
 // Inside a part only i < j is kept and stands for both ways: the spline is read once, and no other
-// thread writes to either atom. Edges from part to part go one way and are kept twice. Parts without
-// such edges are independent: each goes through all of the network by itself.
+// thread writes to either atom. Edges from part to part go one way and are kept twice. Parts
+// without such edges are independent: each goes through all of the network by itself.
 
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstring>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <new>
 #include <vector>
@@ -24,13 +24,14 @@
 
 namespace molnets {
 
-constexpr int64_t FEW = 64;         // atoms of a sample that are compared with all others
-constexpr int64_t STRIP = 4;        // cells along y, so that what neighbours hold stays in the cache
-constexpr int64_t CHUNK = 64;       // atoms that a thread searches at a time
+constexpr int64_t FEW = 64;    // atoms of a sample that are compared with all others
+constexpr int64_t STRIP = 4;   // cells along y, so that what neighbours hold stays in the cache
+constexpr int64_t CHUNK = 64;  // atoms that a thread searches at a time
 constexpr int64_t SMALL_PART = 32;  // atoms: fewer are not worth a task
 
 // Memory that grows and is never filled; large pieces in large pages, where the system has them.
-template <class T> class Buffer {
+template <class T>
+class Buffer {
     T* data = nullptr;
     int64_t capacity = 0;
 
@@ -80,7 +81,8 @@ struct Cells {
         kx = rest / width, ky = begin + rest % width;
     }
 
-    template <class P> void sort_atoms(const P* pos, const int64_t* samples, int64_t B, double cutoff) {
+    template <class P>
+    void sort_atoms(const P* pos, const int64_t* samples, int64_t B, double cutoff) {
         int64_t N = samples[B];
         std::vector<int64_t> keys(N);
         shape.assign(B, {1, 1, 1}), first.assign(B + 1, 0);
@@ -96,7 +98,8 @@ struct Cells {
             }
             for (; n > FEW; width *= 1.26) {  // no more cells than atoms
                 double along[3], all = 1;
-                for (int k = 0; k < 3; k++) all *= along[k] = std::max(1.0, std::floor((high[k] - low[k]) / width));
+                for (int k = 0; k < 3; k++)
+                    all *= along[k] = std::max(1.0, std::floor((high[k] - low[k]) / width));
                 if (!(all <= n)) continue;
                 for (int k = 0; k < 3; k++) shape[b][k] = int64_t(along[k]);
                 break;
@@ -105,7 +108,8 @@ struct Cells {
             for (int64_t i = samples[b]; i < samples[b + 1]; i++) {
                 int64_t k[3];
                 for (int a = 0; a < 3; a++)  // compared before it is a whole number: it may be huge
-                    k[a] = int64_t(std::min((pos[3 * i + a] - low[a]) / width, double(shape[b][a] - 1)));
+                    k[a] = int64_t(
+                        std::min((pos[3 * i + a] - low[a]) / width, double(shape[b][a] - 1)));
                 keys[i] = first[b] + row(k[0], k[1], shape[b]) * shape[b][2] + k[2];
             }
         }
@@ -115,7 +119,8 @@ struct Cells {
     }
 };
 
-// A list of candidate edges, sorted by receiver, halved inside parts; offsets are r_j + offset - r_i.
+// A list of candidate edges, sorted by receiver, halved inside parts; offsets are r_j + offset -
+// r_i.
 struct List {
     std::vector<int64_t> order, parts, first;
     std::vector<uint32_t> sender;
@@ -123,7 +128,8 @@ struct List {
     bool independent = true, symmetric = true;
 };
 
-template <class R> class Graph {
+template <class R>
+class Graph {
     Buffer<uint32_t> whole;
     Buffer<R> real;
     std::vector<double> points[3];
@@ -134,7 +140,8 @@ public:
     int64_t num_atoms = 0, num_edges = 0;
     double spacing = 1;
     int64_t last_knot = 0;
-    std::vector<int64_t> parts, first, order;  // of atom i: first[2 i], for both ways up to first[2 i + 1]
+    std::vector<int64_t> parts, first,
+        order;  // of atom i: first[2 i], for both ways up to first[2 i + 1]
     bool independent = true;
     uint32_t *sender = nullptr, *knot = nullptr;
     R *t = nullptr, *d = nullptr, *unit[3] = {nullptr, nullptr, nullptr};
@@ -149,17 +156,20 @@ public:
         independent = cut(samples, B, threads, parts);
         take(pos);
         sample.resize(num_atoms);
-        for (int64_t b = 0; b < B; b++) std::fill(&sample[samples[b]], &sample[0] + samples[b + 1], b);
+        for (int64_t b = 0; b < B; b++)
+            std::fill(&sample[samples[b]], &sample[0] + samples[b + 1], b);
         double square = cutoff * cutoff;
-        return fill(threads, [&](int64_t i, Found& found) { near(i, square, found); },
-                    [&](int64_t i, int64_t j, double* r) {
-                        for (int k = 0; k < 3; k++) r[k] = points[k][j] - points[k][i];
-                        return j;
-                    });
+        return fill(
+            threads, [&](int64_t i, Found& found) { near(i, square, found); },
+            [&](int64_t i, int64_t j, double* r) {
+                for (int k = 0; k < 3; k++) r[k] = points[k][j] - points[k][i];
+                return j;
+            });
     }
 
     // Take those edges of a list that are shorter than the cutoff; pos: null for zeros.
-    template <class P> bool narrow(const List& list, const P* pos, double cutoff, int threads) {
+    template <class P>
+    bool narrow(const List& list, const P* pos, double cutoff, int threads) {
         parts = list.parts, independent = list.independent, order = list.order;
         take(pos);
         double square = cutoff * cutoff;
@@ -172,7 +182,8 @@ public:
             double r[3];
             for (int both = 1; both >= 0; both--) {
                 found.ask(list.first[2 * i + 2 - both] - list.first[2 * i + 1 - both]);
-                for (int64_t e = list.first[2 * i + 1 - both]; e < list.first[2 * i + 2 - both]; e++) {
+                for (int64_t e = list.first[2 * i + 1 - both]; e < list.first[2 * i + 2 - both];
+                     e++) {
                     vector(i, e, r);
                     found.note(e, r[0] * r[0] + r[1] * r[1] + r[2] * r[2] < square);
                 }
@@ -184,7 +195,8 @@ public:
 
     // Where the parts begin, and whether they end where samples do.
     static bool cut(const int64_t* samples, int64_t B, int threads, std::vector<int64_t>& parts) {
-        int64_t N = samples[B], largest = 0, size = std::max<int64_t>(SMALL_PART, N / (8 * threads));
+        int64_t N = samples[B], largest = 0,
+                size = std::max<int64_t>(SMALL_PART, N / (8 * threads));
         for (int64_t b = 0; b < B; b++) largest = std::max(largest, samples[b + 1] - samples[b]);
         parts.assign(1, 0);
         if (threads == 1 || 2 * largest <= N || N < 4 * SMALL_PART) {
@@ -198,14 +210,17 @@ public:
     }
 
 private:
-    template <class P> void take(const P* pos) {
+    template <class P>
+    void take(const P* pos) {
         num_atoms = order.size();
         for (int k = 0; k < 3; k++) {
             points[k].resize(num_atoms);
-            for (int64_t n = 0; n < num_atoms; n++) points[k][n] = pos ? double(pos[3 * order[n] + k]) : 0.0;
+            for (int64_t n = 0; n < num_atoms; n++)
+                points[k][n] = pos ? double(pos[3 * order[n] + k]) : 0.0;
         }
         part_of.resize(num_atoms);
-        for (int64_t p = 0; p < num_parts(); p++) std::fill(&part_of[parts[p]], &part_of[0] + parts[p + 1], p);
+        for (int64_t p = 0; p < num_parts(); p++)
+            std::fill(&part_of[parts[p]], &part_of[0] + parts[p + 1], p);
     }
 
     // What was found near the atoms of a chunk, one after the other.
@@ -224,11 +239,13 @@ private:
     std::vector<Found> found;
 
     // Find what is near each atom, those for both ways first, make room, and write the edges.
-    template <class F, class G> bool fill(int threads, F near, G vector) {
+    template <class F, class G>
+    bool fill(int threads, F near, G vector) {
         int64_t num_chunks = (num_atoms + CHUNK - 1) / CHUNK;
         first.resize(2 * num_atoms + 1), found.resize(num_chunks), first[0] = 0;
         auto atoms_of = [&](int64_t chunk, auto body) {
-            for (int64_t i = chunk * CHUNK; i < std::min((chunk + 1) * CHUNK, num_atoms); i++) body(i);
+            for (int64_t i = chunk * CHUNK; i < std::min((chunk + 1) * CHUNK, num_atoms); i++)
+                body(i);
         };
         Pool::each(num_chunks, threads, [&](int64_t chunk) {
             Found& here = found[chunk];
@@ -263,7 +280,8 @@ private:
 
     // Write the length, the interval and the direction of an edge; return whether it has a length.
     bool describe(int64_t e, const double* r) {
-        double length = std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]), place = length / spacing;
+        double length = std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]),
+               place = length / spacing;
         int32_t k = std::min(int32_t(place), int32_t(last_knot));
         d[e] = length, knot[e] = k, t[e] = place - k;
         for (int axis = 0; axis < 3; axis++) unit[axis][e] = r[axis] / length;
@@ -288,12 +306,15 @@ private:
         };
         for (int both = 1; both >= 0; both--) {
             for (int64_t kx = std::max<int64_t>(cx - 1, 0); kx < std::min(cx + 2, shape[0]); kx++)
-                for (int64_t ky = std::max<int64_t>(cy - 1, 0); ky < std::min(cy + 2, shape[1]); ky++) {
+                for (int64_t ky = std::max<int64_t>(cy - 1, 0); ky < std::min(cy + 2, shape[1]);
+                     ky++) {
                     int64_t row = cells.first[sample[i]] + Cells::row(kx, ky, shape) * shape[2];
                     int64_t begin = cells.start[row + std::max<int64_t>(cz - 1, 0)];
                     int64_t end = cells.start[row + std::min(cz + 2, shape[2])];
-                    if (both) range(std::max(begin, i + 1), std::min(end, hi));
-                    else range(begin, std::min(end, lo)), range(std::max(begin, hi), end);
+                    if (both)
+                        range(std::max(begin, i + 1), std::min(end, hi));
+                    else
+                        range(begin, std::min(end, lo)), range(std::max(begin, hi), end);
                 }
             found.end(both);
         }
@@ -316,10 +337,11 @@ inline uint64_t scramble(uint64_t i, uint64_t j, double x, double y, double z) {
     return h;
 }
 
-// Sort a list of directed edges; `order` gives the atoms a new order, `offset` has one row for all or one each.
+// Sort a list of directed edges; `order` gives the atoms a new order, `offset` has one row for all
+// or one each.
 template <class P>
-void make_list(List& list, int64_t E, const int64_t* senders, const int64_t* receivers, const P* offset,
-               bool one_offset) {
+void make_list(List& list, int64_t E, const int64_t* senders, const int64_t* receivers,
+               const P* offset, bool one_offset) {
     int64_t N = list.order.size();
     std::vector<int64_t> place(N), part(N), keys, kept, by_key;
     for (int64_t n = 0; n < N; n++) place[list.order[n]] = n;

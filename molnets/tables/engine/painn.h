@@ -1,10 +1,12 @@
-// PaiNN [1], its filters read from splines; W₀, W₁, W₂ are those of scalars, directions and vectors.
+// PaiNN [1], its filters read from splines; W₀, W₁, W₂ are those of scalars, directions and
+// vectors.
 //
-//     a = φ(s);         s' = s + Σ_j a_j[0] W₀;      v' = v + Σ_j a_j[1] W₁ u_ij + (v_j ∘ a_j[2]) W₂
-//     q = U v',  w = V v',  n = |w|;      o = a(s', n)
-//     s'' = s' + o[0] + o[1] ⟨q, w⟩;      v'' = v' + o[2] q
+//     a = φ(s);         s' = s + Σ_j a_j[0] W₀;      v' = v + Σ_j a_j[1] W₁ u_ij + (v_j ∘ a_j[2])
+//     W₂ q = U v',  w = V v',  n = |w|;      o = a(s', n) s'' = s' + o[0] + o[1] ⟨q, w⟩;      v'' =
+//     v' + o[2] q
 //
-// The first block has no v, the last one makes none. [1] Schütt et al., ICML 2021, arXiv:2102.03150.
+// The first block has no v, the last one makes none. [1] Schütt et al., ICML 2021,
+// arXiv:2102.03150.
 
 #pragma once
 
@@ -12,7 +14,8 @@
 
 namespace molnets {
 
-template <class R> struct PaiNN {
+template <class R>
+struct PaiNN {
     struct Sizes {
         int64_t L, F, M, H, rows;  // blocks, features, again features, readout, rows of a table
     };
@@ -39,10 +42,12 @@ template <class R> struct PaiNN {
         weights.restart(), blocks.clear();
         for (int64_t n = 0; n < s.L; n++) {
             Block b;
-            b.phi = weights.perceptron({1, F, 1, F, true}, {channels(n), F, 1, F, true}, SILU, tensors);
+            b.phi =
+                weights.perceptron({1, F, 1, F, true}, {channels(n), F, 1, F, true}, SILU, tensors);
             b.U = weights.layer({1, F, 1, F, false}, tensors);
             b.V = weights.layer({1, F, 1, F, false}, tensors);
-            b.mix = weights.perceptron({1, F, 2, F, true}, {n + 1 < s.L ? 3 : 2, F, 1, F, true}, SILU, tensors);
+            b.mix = weights.perceptron({1, F, 2, F, true}, {n + 1 < s.L ? 3 : 2, F, 1, F, true},
+                                       SILU, tensors);
             blocks.push_back(b);
         }
         readout = weights.perceptron({1, s.H, 1, F, true}, {1, 1, 1, s.H, true}, SILU, tensors);
@@ -50,31 +55,38 @@ template <class R> struct PaiNN {
     }
 };
 
-// A lane of a quantity in arithmetic: its number, or number and tangent, of which the tangent is written.
-template <class R, Mode MODE> struct Arithmetic;
-template <class R> struct Arithmetic<R, VALUE> {
+// A lane of a quantity in arithmetic: its number, or number and tangent, of which the tangent is
+// written.
+template <class R, Mode MODE>
+struct Arithmetic;
+template <class R>
+struct Arithmetic<R, VALUE> {
     using T = Vec<R>;
     static T get(R* const (&of)[2], int64_t at) { return load(of[VALUE] + at); }
     static void put(R* const (&of)[2], int64_t at, T x) { store(of[VALUE] + at, x); }
     static T tiny() { return Vec<R>{} + R(TINY); }
 };
-template <class R> struct Arithmetic<R, TANGENT> {
+template <class R>
+struct Arithmetic<R, TANGENT> {
     using T = Dual<Vec<R>>;
-    static T get(R* const (&of)[2], int64_t at) { return {load(of[VALUE] + at), load(of[TANGENT] + at)}; }
+    static T get(R* const (&of)[2], int64_t at) {
+        return {load(of[VALUE] + at), load(of[TANGENT] + at)};
+    }
     static void put(R* const (&of)[2], int64_t at, T x) { store(of[TANGENT] + at, x.d); }
     static T tiny() { return {Vec<R>{} + R(TINY), Vec<R>{}}; }
 };
 
-template <class R> class PaiNNPass : public Pass<R, PaiNN<R>> {
+template <class R>
+class PaiNNPass : public Pass<R, PaiNN<R>> {
     using Base = Pass<R, PaiNN<R>>;
     using Base::begin, Base::end, Base::graph, Base::keep, Base::net, Base::sizes, Base::work;
     using Inner = typename Base::Inner;
     const int64_t N = graph.num_atoms, L = sizes.L, F = padded<R>(sizes.F), H = padded<R>(sizes.H);
     struct State {
-        Quantity<R> s, v;            // before the block: (F), (3 F)
-        Quantity<R> a, t;            // sent: a (channels F), t = v ∘ a[2] (3 F)
-        Quantity<R> sn, v1, q, w;    // s' and n in one row, (2 F); v', q, w (3 F)
-        Quantity<R> o;               // (2 or 3 F)
+        Quantity<R> s, v;          // before the block: (F), (3 F)
+        Quantity<R> a, t;          // sent: a (channels F), t = v ∘ a[2] (3 F)
+        Quantity<R> sn, v1, q, w;  // s' and n in one row, (2 F); v', q, w (3 F)
+        Quantity<R> o;             // (2 or 3 F)
         Inner phi, mix;
     };
     std::vector<State> states;
@@ -82,7 +94,8 @@ template <class R> class PaiNNPass : public Pass<R, PaiNN<R>> {
     Inner readout;
     const R* seeds = nullptr;
 
-    template <int CHANNELS> Convolution<R, CHANNELS> convolution(int64_t n) const {
+    template <int CHANNELS>
+    Convolution<R, CHANNELS> convolution(int64_t n) const {
         const State& at = states[n];
         return {graph, net.tables[n], F, sizes.rows, at.a, at.t, at.sn, at.v1, pull, rate};
     }
@@ -92,7 +105,8 @@ template <class R> class PaiNNPass : public Pass<R, PaiNN<R>> {
 public:
     R *pull = nullptr, *rate = nullptr;
 
-    PaiNNPass(const PaiNN<R>& net, Work<R>& work, int threads, bool keep) : Base(net, work, threads, keep) {
+    PaiNNPass(const PaiNN<R>& net, Work<R>& work, int threads, bool keep)
+        : Base(net, work, threads, keep) {
         work.lay_out([&] { plan(); });
     }
 
@@ -101,7 +115,8 @@ private:
     // neighbours read those of s' and v' while the next are written, and s and v' themselves.
     void plan() {
         states.assign(L, {});
-        R *s[2] = {}, *v1 = nullptr, *g_v = nullptr, *g_sent[2] = {}, *g_received[2][2] = {}, *g_rest[3] = {};
+        R *s[2] = {}, *v1 = nullptr, *g_v = nullptr, *g_sent[2] = {}, *g_received[2][2] = {},
+          *g_rest[3] = {};
         auto make = [&](int64_t width, R** x, R** g) {
             if (keep) return work.quantity(N, width, true);
             Quantity<R> q;
@@ -117,16 +132,20 @@ private:
             at.s = make(F, &s[0], &s[1]);
             if (n) at.v = make(3 * F, nullptr, &g_v), at.t = make(3 * F, nullptr, &g_sent[0]);
             at.a = make((n ? 3 : 2) * F, nullptr, &g_sent[1]), at.phi = this->inner(F);
-            at.sn = make(2 * F, nullptr, &g_received[0][n % 2]), at.v1 = make(3 * F, &v1, &g_received[1][n % 2]);
+            at.sn = make(2 * F, nullptr, &g_received[0][n % 2]),
+            at.v1 = make(3 * F, &v1, &g_received[1][n % 2]);
             at.q = make(3 * F, nullptr, &g_rest[0]), at.w = make(3 * F, nullptr, &g_rest[1]);
             at.o = make((last(n) ? 2 : 3) * F, nullptr, &g_rest[2]), at.mix = this->inner(F);
         }
-        s_end = make(F, &s[0], &s[1]), energy = work.quantity(N, LANES<R>, keep), readout = this->inner(H);
-        pull = work.take(4 * graph.num_edges), rate = keep ? work.take(4 * graph.num_edges) : nullptr;
+        s_end = make(F, &s[0], &s[1]), energy = work.quantity(N, LANES<R>, keep),
+        readout = this->inner(H);
+        pull = work.take(4 * graph.num_edges),
+        rate = keep ? work.take(4 * graph.num_edges) : nullptr;
     }
 
     // What the atoms lo to hi send in block n.
-    template <Mode MODE> void send(int64_t n, int64_t lo, int64_t hi) {
+    template <Mode MODE>
+    void send(int64_t n, int64_t lo, int64_t hi) {
         using A = Arithmetic<R, MODE>;
         const State& at = states[n];
         net.blocks[n].phi.forward(lo, hi, at.s, this->at_rows(at.phi, lo, F), at.a, MODE, false);
@@ -134,28 +153,37 @@ private:
             for (int64_t f = 0; f < F; f += LANES<R>)
                 for (int64_t k = 0; k < 3; k++) {
                     int64_t m = i * 3 * F + k * F + f;
-                    A::put(at.t.x, m, A::get(at.v.x, m) * A::get(at.a.x, i * at.a.stride + 2 * F + f));
+                    A::put(at.t.x, m,
+                           A::get(at.v.x, m) * A::get(at.a.x, i * at.a.stride + 2 * F + f));
                 }
     }
 
-    template <Mode MODE> void forward(int64_t n, int64_t part) {
+    template <Mode MODE>
+    void forward(int64_t n, int64_t part) {
         const State& at = states[n];
         for (int64_t i = begin(part); i < end(part); i++) {
             std::copy(at.s.x[MODE] + i * F, at.s.x[MODE] + (i + 1) * F, at.sn.x[MODE] + i * 2 * F);
             R* v1 = at.v1.x[MODE] + i * 3 * F;
-            if (n) std::copy(at.v.x[MODE] + i * 3 * F, at.v.x[MODE] + (i + 1) * 3 * F, v1);
-            else std::fill(v1, v1 + 3 * F, R(0));
+            if (n)
+                std::copy(at.v.x[MODE] + i * 3 * F, at.v.x[MODE] + (i + 1) * 3 * F, v1);
+            else
+                std::fill(v1, v1 + 3 * F, R(0));
         }
         Base::by_rows(begin(part), end(part), [&](int64_t lo, int64_t hi) {
-            if (n) convolution<3>(n).template forward<MODE>(lo, hi);
-            else convolution<2>(n).template forward<MODE>(lo, hi);
+            if (n)
+                convolution<3>(n).template forward<MODE>(lo, hi);
+            else
+                convolution<2>(n).template forward<MODE>(lo, hi);
             update<MODE>(n, lo, hi);
-            if (!last(n)) send<MODE>(n + 1, lo, hi);
-            else read_out<MODE>(lo, hi);
+            if (!last(n))
+                send<MODE>(n + 1, lo, hi);
+            else
+                read_out<MODE>(lo, hi);
         });
     }
 
-    template <Mode MODE> void update(int64_t n, int64_t lo, int64_t hi) {
+    template <Mode MODE>
+    void update(int64_t n, int64_t lo, int64_t hi) {
         using A = Arithmetic<R, MODE>;
         const State& at = states[n];
         const auto& block = net.blocks[n];
@@ -179,14 +207,17 @@ private:
                 for (int64_t k = 1; k < 3; k++)
                     dot = dot + A::get(at.q.x, v + k * F) * A::get(at.w.x, v + k * F);
                 A::put(s_after(n).x, i * F + f,
-                       A::get(at.sn.x, i * 2 * F + f) + A::get(at.o.x, o) + A::get(at.o.x, o + F) * dot);
+                       A::get(at.sn.x, i * 2 * F + f) + A::get(at.o.x, o) +
+                           A::get(at.o.x, o + F) * dot);
                 for (int64_t k = 0; !last(n) && k < 3; k++)
-                    A::put(states[n + 1].v.x, v + k * F, A::get(at.v1.x, v + k * F) +
-                           A::get(at.o.x, o + 2 * F) * A::get(at.q.x, v + k * F));
+                    A::put(states[n + 1].v.x, v + k * F,
+                           A::get(at.v1.x, v + k * F) +
+                               A::get(at.o.x, o + 2 * F) * A::get(at.q.x, v + k * F));
             }
     }
 
-    template <Mode MODE> void read_out(int64_t lo, int64_t hi) {
+    template <Mode MODE>
+    void read_out(int64_t lo, int64_t hi) {
         Inner at = this->at_rows(readout, lo, H);
         net.readout.forward(lo, hi, s_end, at, energy, MODE, false);
         for (int64_t i = lo; i < hi; i++) {
@@ -199,7 +230,8 @@ private:
     }
 
     // From the gradients of s'' and v'' to those of s' and v'.
-    template <Mode MODE> void update_back(int64_t n, int64_t lo, int64_t hi) {
+    template <Mode MODE>
+    void update_back(int64_t n, int64_t lo, int64_t hi) {
         using A = Arithmetic<R, MODE>;
         const State& at = states[n];
         const auto& block = net.blocks[n];
@@ -213,7 +245,8 @@ private:
                 A::put(at.o.g, o, g_s), A::put(at.o.g, o + F, g_s * dot);
                 typename A::T scale{};
                 for (int64_t k = 0; k < 3; k++) {
-                    auto q = A::get(at.q.x, v + k * F), w = A::get(at.w.x, v + k * F), g_q = product * w;
+                    auto q = A::get(at.q.x, v + k * F), w = A::get(at.w.x, v + k * F),
+                         g_q = product * w;
                     if (!last(n)) {
                         auto g_v = A::get(states[n + 1].v.g, v + k * F);
                         scale = scale + g_v * q, g_q = g_q + g_v * A::get(at.o.x, o + 2 * F);
@@ -234,25 +267,33 @@ private:
             }
         int64_t three = 3 * (hi - lo), from = 3 * lo * F;
         R* g_v1 = at.v1.g[MODE] + from;
-        block.U.backward(three, at.q.g[MODE] + from, F, g_v1, F, last(n) ? nullptr : states[n + 1].v.g[MODE] + from);
+        block.U.backward(three, at.q.g[MODE] + from, F, g_v1, F,
+                         last(n) ? nullptr : states[n + 1].v.g[MODE] + from);
         block.V.backward(three, at.w.g[MODE] + from, F, g_v1, F, g_v1);
     }
 
-    template <Mode MODE> void backward(int64_t n, int64_t part) {
+    template <Mode MODE>
+    void backward(int64_t n, int64_t part) {
         const State& at = states[n];
-        if (n == 0 && !keep) return convolution<2>(n).template backward<MODE, false>(begin(part), end(part));
-        std::fill(at.a.g[MODE] + begin(part) * at.a.stride, at.a.g[MODE] + end(part) * at.a.stride, R(0));
-        if (n) std::fill(at.t.g[MODE] + begin(part) * 3 * F, at.t.g[MODE] + end(part) * 3 * F, R(0));
+        if (n == 0 && !keep)
+            return convolution<2>(n).template backward<MODE, false>(begin(part), end(part));
+        std::fill(at.a.g[MODE] + begin(part) * at.a.stride, at.a.g[MODE] + end(part) * at.a.stride,
+                  R(0));
+        if (n)
+            std::fill(at.t.g[MODE] + begin(part) * 3 * F, at.t.g[MODE] + end(part) * 3 * F, R(0));
         Base::by_rows(begin(part), end(part), [&](int64_t lo, int64_t hi) {
-            if (n) convolution<3>(n).template backward<MODE, true>(lo, hi);
-            else convolution<2>(n).template backward<MODE, true>(lo, hi);
+            if (n)
+                convolution<3>(n).template backward<MODE, true>(lo, hi);
+            else
+                convolution<2>(n).template backward<MODE, true>(lo, hi);
             send_back<MODE>(n, lo, hi);
             if (n) update_back<MODE>(n - 1, lo, hi);
         });
     }
 
     // From the gradients of what was sent, and of s' and v', to those of s and v.
-    template <Mode MODE> void send_back(int64_t n, int64_t lo, int64_t hi) {
+    template <Mode MODE>
+    void send_back(int64_t n, int64_t lo, int64_t hi) {
         using A = Arithmetic<R, MODE>;
         const State& at = states[n];
         for (int64_t i = lo; n && i < hi; i++)
@@ -281,7 +322,8 @@ public:
         this->run(2 * L + 1, [&](int64_t stage, int64_t part) {
             if (stage == 0) {
                 this->embed(begin(part), end(part), embeddings, states[0].s.x[VALUE], F);
-                Base::by_rows(begin(part), end(part), [&](int64_t lo, int64_t hi) { send<VALUE>(0, lo, hi); });
+                Base::by_rows(begin(part), end(part),
+                              [&](int64_t lo, int64_t hi) { send<VALUE>(0, lo, hi); });
                 for (int k = 0; k < 4; k++)
                     std::fill(pull + k * graph.num_edges + graph.first[2 * begin(part)],
                               pull + k * graph.num_edges + graph.first[2 * end(part)], R(0));
@@ -304,7 +346,8 @@ public:
             int64_t lo = begin(part), hi = end(part);
             if (stage == 0) {
                 std::fill(states[0].s.x[TANGENT] + lo * F, states[0].s.x[TANGENT] + hi * F, R(0));
-                Base::by_rows(lo, hi, [&](int64_t from, int64_t to) { send<TANGENT>(0, from, to); });
+                Base::by_rows(lo, hi,
+                              [&](int64_t from, int64_t to) { send<TANGENT>(0, from, to); });
             } else if (stage <= L) {
                 forward<TANGENT>(stage - 1, part);
             } else {
@@ -314,12 +357,17 @@ public:
         std::vector<Sum<R>> sums;
         for (int64_t n = 0; n < L; n++) {
             const State& at = states[n];
-            auto rows = [&](Quantity<R> q) { return q.stride = F, q; };  // of vectors, one for each axis
+            auto rows = [&](Quantity<R> q) {
+                return q.stride = F, q;
+            };  // of vectors, one for each axis
             sums.push_back({at.phi.s, at.s, N}), sums.push_back({at.a, at.phi.a, N});
-            sums.push_back({rows(at.q), rows(at.v1), 3 * N}), sums.push_back({rows(at.w), rows(at.v1), 3 * N});
+            sums.push_back({rows(at.q), rows(at.v1), 3 * N}),
+                sums.push_back({rows(at.w), rows(at.v1), 3 * N});
             sums.push_back({at.mix.s, at.sn, N}), sums.push_back({at.o, at.mix.a, N});
-            if (n) this->gradient_of_table(convolution<3>(n), of_tables);
-            else this->gradient_of_table(convolution<2>(n), of_tables);
+            if (n)
+                this->gradient_of_table(convolution<3>(n), of_tables);
+            else
+                this->gradient_of_table(convolution<2>(n), of_tables);
             of_tables += sizes.rows * (n ? 3 : 2) * sizes.F;
         }
         sums.push_back({readout.s, s_end, N}), sums.push_back({energy, readout.a, N});

@@ -1,15 +1,16 @@
 // What the passes of every network share: its weights, where numbers are kept, edges to forces, and
 // the order of work.
 //
-// Energies and forces are one pass forward and one back, MODE VALUE. The gradient of a loss needs no
-// second derivative of the graph of operations: with its gradients s_i by the energies of the atoms
-// and those by forces and virials held fixed, which are the rates ṙ of edges,
+// Energies and forces are one pass forward and one back, MODE VALUE. The gradient of a loss needs
+// no second derivative of the graph of operations: with its gradients s_i by the energies of the
+// atoms and those by forces and virials held fixed, which are the rates ṙ of edges,
 //
 //     ∇_θ L = ∇_θ J,      J = Σ_i s_i ε_i + dE/dε at r + ε ṙ,
 //
-// so a second pass, MODE TANGENT, carries ẋ forward and P = ∂J/∂x back; J's gradients by the tangents
-// are G = ∂E/∂x, known from the first. Each stage needs of its neighbours what the one before made:
-// independent parts go through all stages by themselves, others wait for each other after each.
+// so a second pass, MODE TANGENT, carries ẋ forward and P = ∂J/∂x back; J's gradients by the
+// tangents are G = ∂E/∂x, known from the first. Each stage needs of its neighbours what the one
+// before made: independent parts go through all stages by themselves, others wait for each other
+// after each.
 
 #pragma once
 
@@ -19,13 +20,16 @@
 
 namespace molnets {
 
-constexpr int64_t ROWS = 24;          // atoms that go through dense layers at a time
-constexpr int64_t SLICE = 32;         // rows of a weight that are one task
-constexpr int64_t MOST_SUMS = 8;      // parts that a table's gradient is summed in,
-constexpr int64_t FEW_EDGES = 2000;   // with at least so many edges
-constexpr double TINY = 1e-8;         // under the root of a vector's length, as in PaiNN
+constexpr int64_t ROWS = 24;         // atoms that go through dense layers at a time
+constexpr int64_t SLICE = 32;        // rows of a weight that are one task
+constexpr int64_t MOST_SUMS = 8;     // parts that a table's gradient is summed in,
+constexpr int64_t FEW_EDGES = 2000;  // with at least so many edges
+constexpr double TINY = 1e-8;        // under the root of a vector's length, as in PaiNN
 
-template <class R> int64_t padded(int64_t size) { return (size + LANES<R> - 1) / LANES<R> * LANES<R>; }
+template <class R>
+int64_t padded(int64_t size) {
+    return (size + LANES<R> - 1) / LANES<R> * LANES<R>;
+}
 
 // A matrix of blocks: (out_blocks, out) by (in_blocks, in), each block padded by itself.
 struct Shape {
@@ -33,8 +37,10 @@ struct Shape {
     bool bias;
 };
 
-// Weights as the passes take them, made of a network's tensors, in turn; and gradients on their way back.
-template <class R> class Weights {
+// Weights as the passes take them, made of a network's tensors, in turn; and gradients on their way
+// back.
+template <class R>
+class Weights {
     std::vector<std::unique_ptr<Buffer<R>>> buffers;
     size_t next = 0;  // of the buffers
 
@@ -59,7 +65,8 @@ public:
     }
 
     // Call f(row, column, place in the tensor) for all numbers of a matrix.
-    template <class F> static void visit(const Shape& s, F f) {
+    template <class F>
+    static void visit(const Shape& s, F f) {
         int64_t at = 0, O = padded<R>(s.out), I = padded<R>(s.in);
         for (int64_t o = 0; o < s.out_blocks * O; o += O)
             for (int64_t row = o; row < o + s.out; row++)
@@ -71,7 +78,8 @@ public:
     Dense<R> layer(Shape s, const R* const*& tensors) {
         Dense<R> dense;
         dense.out = s.out_blocks * padded<R>(s.out), dense.in = s.in_blocks * padded<R>(s.in);
-        R *W = room(dense.out * dense.in), *Wt = room(dense.out * dense.in), *b = s.bias ? room(dense.out) : nullptr;
+        R *W = room(dense.out * dense.in), *Wt = room(dense.out * dense.in),
+          *b = s.bias ? room(dense.out) : nullptr;
         dense.W = W, dense.Wt = Wt, dense.b = b;
         const R* from = *tensors++;
         layers.push_back({s, dense, W, Wt, b, from, s.bias ? *tensors++ : nullptr});
@@ -99,7 +107,8 @@ public:
 };
 
 // Memory for one call, taken piece by piece, and the graph.
-template <class R> struct Work {
+template <class R>
+struct Work {
     Graph<R> graph;
     Buffer<R> memory;
     int64_t used = 0;
@@ -113,7 +122,8 @@ template <class R> struct Work {
         return counting ? nullptr : base + at;
     }
     // Let `plan` take its pieces twice: to count, then to have them.
-    template <class F> void lay_out(F plan) {
+    template <class F>
+    void lay_out(F plan) {
         counting = true, used = 0;
         plan();
         base = memory.room(used);
@@ -123,27 +133,30 @@ template <class R> struct Work {
     Quantity<R> quantity(int64_t rows, int64_t width, bool keep) {
         Quantity<R> q;
         q.stride = width;
-        for (int m = 0; m < (keep ? 2 : 1); m++) q.x[m] = take(rows * width), q.g[m] = take(rows * width);
+        for (int m = 0; m < (keep ? 2 : 1); m++)
+            q.x[m] = take(rows * width), q.g[m] = take(rows * width);
         return q;
     }
 };
 
 // Room of a thread, for what is not kept beyond ROWS atoms.
-template <class R> R* scratch(int64_t size) {
+template <class R>
+R* scratch(int64_t size) {
     thread_local Buffer<R> buffer;
     return buffer.room(size);
 }
 
 // A weight's gradient to be summed: of the layer's output and input.
-template <class R> struct Sum {
+template <class R>
+struct Sum {
     Quantity<R> y, x;
     int64_t rows;
 };
 
 // The gradients of all weights, one after the other, as the tensors that they were made of.
 template <class R>
-void gradients_of_weights(const Weights<R>& weights, const std::vector<Sum<R>>& sums, int threads, bool tangents,
-                          R* out) {
+void gradients_of_weights(const Weights<R>& weights, const std::vector<Sum<R>>& sums, int threads,
+                          bool tangents, R* out) {
     struct Task {
         size_t layer;
         int64_t lo, hi;
@@ -156,23 +169,27 @@ void gradients_of_weights(const Weights<R>& weights, const std::vector<Sum<R>>& 
     for (size_t n = 0; n < sums.size(); n++) {
         const Dense<R>& dense = weights.layers[n].dense;
         W.push_back(at), b.push_back(at + dense.out * dense.in), at = b[n] + dense.out;
-        for (int64_t lo = 0; lo < dense.out; lo += SLICE) tasks.push_back({n, lo, std::min(lo + SLICE, dense.out)});
+        for (int64_t lo = 0; lo < dense.out; lo += SLICE)
+            tasks.push_back({n, lo, std::min(lo + SLICE, dense.out)});
     }
     Pool::each(tasks.size(), threads, [&](int64_t number) {
         const Task& task = tasks[number];
         const Sum<R>& s = sums[task.layer];
-        weights.layers[task.layer].dense.gradient(task.lo, task.hi, s.rows, s.y, s.x, tangents, W[task.layer],
-                                                  b[task.layer]);
+        weights.layers[task.layer].dense.gradient(task.lo, task.hi, s.rows, s.y, s.x, tangents,
+                                                  W[task.layer], b[task.layer]);
     });
     for (size_t n = 0; n < sums.size(); n++) {
         const Shape& shape = weights.layers[n].shape;
-        Weights<R>::visit(shape, [&](int64_t o, int64_t i, int64_t) { *out++ = W[n][o * weights.layers[n].dense.in + i]; });
+        Weights<R>::visit(shape, [&](int64_t o, int64_t i, int64_t) {
+            *out++ = W[n][o * weights.layers[n].dense.in + i];
+        });
         for (int64_t o = 0; shape.bias && o < shape.out_blocks * shape.out; o++)
             *out++ = b[n][o / shape.out * padded<R>(shape.out) + o % shape.out];
     }
 }
 
-template <class R, class Network> class Pass {
+template <class R, class Network>
+class Pass {
 protected:
     const typename Network::Sizes& sizes;
     const Network& net;
@@ -196,17 +213,20 @@ protected:
     }
     // The same with room for the rows lo to lo + ROWS where nothing is kept.
     Inner at_rows(Inner at, int64_t lo, int64_t width) const {
-        if (!keep) at.s.x[0] = at.a.x[0] = at.s.g[0] = at.a.g[0] = scratch<R>(ROWS * width) - lo * width;
+        if (!keep)
+            at.s.x[0] = at.a.x[0] = at.s.g[0] = at.a.g[0] = scratch<R>(ROWS * width) - lo * width;
         return at;
     }
-    template <class F> static void by_rows(int64_t lo, int64_t hi, F body) {
+    template <class F>
+    static void by_rows(int64_t lo, int64_t hi, F body) {
         for (int64_t at = lo; at < hi; at += ROWS) body(at, std::min(at + ROWS, hi));
     }
     int64_t begin(int64_t part) const { return graph.parts[part]; }
     int64_t end(int64_t part) const { return graph.parts[part + 1]; }
 
     // Through all stages, part by part or stage by stage.
-    template <class F> void run(int64_t num_stages, F stage) {
+    template <class F>
+    void run(int64_t num_stages, F stage) {
         int64_t P = graph.num_parts();
         if (graph.independent)
             Pool::each(P, threads, [&](int64_t part) {
@@ -221,7 +241,8 @@ protected:
     void embed(int64_t lo, int64_t hi, const R* embeddings, R* x, int64_t stride) const {
         int64_t F = sizes.F;
         for (int64_t i = lo; i < hi; i++) {
-            std::copy(embeddings + graph.order[i] * F, embeddings + (graph.order[i] + 1) * F, x + i * stride);
+            std::copy(embeddings + graph.order[i] * F, embeddings + (graph.order[i] + 1) * F,
+                      x + i * stride);
             std::fill(x + i * stride + F, x + i * stride + padded<R>(F), R(0));
         }
     }
@@ -235,7 +256,8 @@ protected:
             for (int64_t e = graph.first[2 * i]; e < graph.first[2 * i + 2]; e++) {
                 R force[3];
                 force_of(e, pull, vectors, E, force);
-                R *to_i = forces + 3 * graph.order[i], *to_j = forces + 3 * graph.order[graph.sender[e]];
+                R *to_i = forces + 3 * graph.order[i],
+                  *to_j = forces + 3 * graph.order[graph.sender[e]];
                 for (int k = 0; k < 3; k++) {
                     to_i[k] += force[k];
                     if (e < graph.first[2 * i + 1]) to_j[k] -= force[k];
@@ -245,8 +267,10 @@ protected:
 
     // ∂E/∂r_ij from ∂E/∂d and ∂E/∂u.
     void force_of(int64_t e, const R* pull, bool vectors, int64_t E, R* force) const {
-        R u[3] = {graph.unit[0][e], graph.unit[1][e], graph.unit[2][e]}, along = 0, turn[3] = {0, 0, 0};
-        for (int k = 0; vectors && k < 3; k++) turn[k] = pull[(k + 1) * E + e] / graph.d[e], along += turn[k] * u[k];
+        R u[3] = {graph.unit[0][e], graph.unit[1][e], graph.unit[2][e]}, along = 0,
+          turn[3] = {0, 0, 0};
+        for (int k = 0; vectors && k < 3; k++)
+            turn[k] = pull[(k + 1) * E + e] / graph.d[e], along += turn[k] * u[k];
         for (int k = 0; k < 3; k++) force[k] = (pull[e] - along) * u[k] + turn[k];
     }
 
@@ -259,49 +283,62 @@ public:
                 for (int64_t e = graph.first[2 * i]; e < graph.first[2 * i + 2]; e++) {
                     R force[3], share = e < graph.first[2 * i + 1] ? R(1) : R(0.5);
                     force_of(e, pull, vectors, graph.num_edges, force);
-                    for (int k = 0; k < 9; k++) total[k] += share * graph.d[e] * graph.unit[k / 3][e] * force[k % 3];
+                    for (int k = 0; k < 9; k++)
+                        total[k] += share * graph.d[e] * graph.unit[k / 3][e] * force[k % 3];
                 }
             std::copy(total, total + 9, virial + 9 * b);
         });
     }
 
-    // ḋ and u̇ of the edges, when atoms move by `direction`, (N, 3), and samples are strained, (B, 3, 3).
-    void rates(const R* direction, const R* strain, const int64_t* samples, int64_t B, bool vectors, R* rate) const {
+    // ḋ and u̇ of the edges, when atoms move by `direction`, (N, 3), and samples are strained, (B,
+    // 3, 3).
+    void rates(const R* direction, const R* strain, const int64_t* samples, int64_t B, bool vectors,
+               R* rate) const {
         const int64_t E = graph.num_edges;
         Pool::each(B, threads, [&](int64_t b) {
             const R* S = strain ? strain + 9 * b : nullptr;
             for (int64_t i = samples[b]; i < samples[b + 1]; i++)
                 for (int64_t e = graph.first[2 * i]; e < graph.first[2 * i + 2]; e++) {
-                    const R *of_i = direction + 3 * graph.order[i], *of_j = direction + 3 * graph.order[graph.sender[e]];
-                    R u[3] = {graph.unit[0][e], graph.unit[1][e], graph.unit[2][e]}, v[3], along = 0;
+                    const R *of_i = direction + 3 * graph.order[i],
+                            *of_j = direction + 3 * graph.order[graph.sender[e]];
+                    R u[3] = {graph.unit[0][e], graph.unit[1][e], graph.unit[2][e]}, v[3],
+                      along = 0;
                     for (int k = 0; k < 3; k++) {
                         v[k] = of_j[k] - of_i[k];
                         for (int a = 0; S && a < 3; a++) v[k] += graph.d[e] * u[a] * S[3 * a + k];
                         along += v[k] * u[k];
                     }
                     rate[e] = along;
-                    for (int k = 0; vectors && k < 3; k++) rate[(k + 1) * E + e] = (v[k] - along * u[k]) / graph.d[e];
+                    for (int k = 0; vectors && k < 3; k++)
+                        rate[(k + 1) * E + e] = (v[k] - along * u[k]) / graph.d[e];
                 }
         });
     }
 
-    // ∂J/∂c of one block, (rows, channels, M), summed in a few parts whose number threads do not change.
-    template <int CHANNELS> void gradient_of_table(const Convolution<R, CHANNELS>& convolution, R* out) const {
+    // ∂J/∂c of one block, (rows, channels, M), summed in a few parts whose number threads do not
+    // change.
+    template <int CHANNELS>
+    void gradient_of_table(const Convolution<R, CHANNELS>& convolution, R* out) const {
         constexpr int64_t group = GROUP<R, CHANNELS>;
-        int64_t M = padded<R>(sizes.M), rows = sizes.rows, size = 2 * rows * CHANNELS * M, P = graph.num_parts();
-        int64_t num = std::min(P, std::max<int64_t>(1, std::min(MOST_SUMS, graph.num_edges / FEW_EDGES)));
+        int64_t M = padded<R>(sizes.M), rows = sizes.rows, size = 2 * rows * CHANNELS * M,
+                P = graph.num_parts();
+        int64_t num =
+            std::min(P, std::max<int64_t>(1, std::min(MOST_SUMS, graph.num_edges / FEW_EDGES)));
         R* sums = scratch<R>(num * size);
         Pool::each(num, threads, [&](int64_t n) {
             std::fill(sums + n * size, sums + (n + 1) * size, R(0));
-            convolution.gradient_of_table(begin(P * n / num), end(P * (n + 1) / num - 1), sums + n * size);
+            convolution.gradient_of_table(begin(P * n / num), end(P * (n + 1) / num - 1),
+                                          sums + n * size);
         });
-        visit_table<R>(rows, CHANNELS, M, sizes.M, group, [&](int64_t row, int64_t at, int64_t width, int64_t place) {
-            int64_t D = at + width, next = D + 2 * width;
-            R total = 0;  // D of a row is its c less that of the row before
-            for (const R* G = sums; G < sums + num * size; G += size)
-                total += G[at] + (row ? G[D] : R(0)) - (row + 1 < rows ? G[next] : R(0));
-            out[place] = total;
-        });
+        visit_table<R>(rows, CHANNELS, M, sizes.M, group,
+                       [&](int64_t row, int64_t at, int64_t width, int64_t place) {
+                           int64_t D = at + width, next = D + 2 * width;
+                           R total = 0;  // D of a row is its c less that of the row before
+                           for (const R* G = sums; G < sums + num * size; G += size)
+                               total +=
+                                   G[at] + (row ? G[D] : R(0)) - (row + 1 < rows ? G[next] : R(0));
+                           out[place] = total;
+                       });
     }
 };
 

@@ -11,7 +11,8 @@
 
 namespace molnets {
 
-template <class R> struct SchNet {
+template <class R>
+struct SchNet {
     struct Sizes {
         int64_t L, F, M, H, rows;  // blocks, features, filters, readout, rows of a table
     };
@@ -36,12 +37,14 @@ template <class R> struct SchNet {
             update.push_back(weights.perceptron({1, s.F, 1, s.M, true}, {1, s.F, 1, s.F, true},
                                                 SHIFTED_SOFTPLUS, tensors));
         }
-        readout = weights.perceptron({1, s.H, 1, s.F, true}, {1, 1, 1, s.H, true}, SHIFTED_SOFTPLUS, tensors);
+        readout = weights.perceptron({1, s.H, 1, s.F, true}, {1, 1, 1, s.H, true}, SHIFTED_SOFTPLUS,
+                                     tensors);
         weights.pack(threads);
     }
 };
 
-template <class R> class SchNetPass : public Pass<R, SchNet<R>> {
+template <class R>
+class SchNetPass : public Pass<R, SchNet<R>> {
     using Base = Pass<R, SchNet<R>>;
     using Base::begin, Base::end, Base::graph, Base::keep, Base::net, Base::sizes, Base::work;
     using Inner = typename Base::Inner;
@@ -59,41 +62,49 @@ template <class R> class SchNetPass : public Pass<R, SchNet<R>> {
 public:
     R *pull = nullptr, *rate = nullptr;
 
-    SchNetPass(const SchNet<R>& net, Work<R>& work, int threads, bool keep) : Base(net, work, threads, keep) {
+    SchNetPass(const SchNet<R>& net, Work<R>& work, int threads, bool keep)
+        : Base(net, work, threads, keep) {
         work.lay_out([&] { plan(); });
     }
 
 private:
     void plan() {
         x.clear(), h.clear(), y.clear(), update.clear();
-        for (int64_t n = 0; n <= L; n++) x.push_back(keep || n == 0 ? work.quantity(N, F, keep) : x[0]);
+        for (int64_t n = 0; n <= L; n++)
+            x.push_back(keep || n == 0 ? work.quantity(N, F, keep) : x[0]);
         for (int64_t n = 0; n < L; n++) {
             bool own = keep || n == 0;
             h.push_back(own ? work.quantity(N, M, keep) : h[0]);
             y.push_back(own ? work.quantity(N, M, keep) : y[0]);
-            if (!own) h[n].x[0] = work.take(N * M);                        // of all blocks, for the way back
-            if (!own) y[n].g[0] = n == 1 ? work.take(N * M) : y[n - 2].g[0];  // of this one and the next
+            if (!own) h[n].x[0] = work.take(N * M);  // of all blocks, for the way back
+            if (!own)
+                y[n].g[0] = n == 1 ? work.take(N * M) : y[n - 2].g[0];  // of this one and the next
             update.push_back(this->inner(F));
         }
         readout = this->inner(H), energy = work.quantity(N, LANES<R>, keep);
         pull = work.take(graph.num_edges), rate = keep ? work.take(graph.num_edges) : nullptr;
     }
 
-    template <Mode MODE> void forward(int64_t n, int64_t part) {
+    template <Mode MODE>
+    void forward(int64_t n, int64_t part) {
         auto conv = convolution(n);
         std::fill(y[n].x[MODE] + begin(part) * M, y[n].x[MODE] + end(part) * M, R(0));
         Base::by_rows(begin(part), end(part), [&](int64_t lo, int64_t hi) {
             conv.template forward<MODE>(lo, hi);
             R *from = x[n].x[MODE] + lo * F, *to = x[n + 1].x[MODE] + lo * F;
             if (from != to) std::copy(from, from + (hi - lo) * F, to);
-            net.update[n].forward(lo, hi, y[n], this->at_rows(update[n], lo, F), x[n + 1], MODE, true);
-            if (n + 1 < L) net.A[n + 1].forward(hi - lo, to, F, h[n + 1].x[MODE] + lo * M, M, MODE);
-            else read_out<MODE>(lo, hi);
+            net.update[n].forward(lo, hi, y[n], this->at_rows(update[n], lo, F), x[n + 1], MODE,
+                                  true);
+            if (n + 1 < L)
+                net.A[n + 1].forward(hi - lo, to, F, h[n + 1].x[MODE] + lo * M, M, MODE);
+            else
+                read_out<MODE>(lo, hi);
         });
     }
 
     // To the energies, and back to the sums of the last block.
-    template <Mode MODE> void read_out(int64_t lo, int64_t hi) {
+    template <Mode MODE>
+    void read_out(int64_t lo, int64_t hi) {
         Inner at = this->at_rows(readout, lo, H);
         net.readout.forward(lo, hi, x[L], at, energy, MODE, false);
         for (int64_t i = lo; i < hi; i++) {
@@ -102,10 +113,12 @@ private:
             g[0] = MODE == VALUE ? R(1) : seeds[graph.order[i]];
         }
         net.readout.backward(lo, hi, energy, at, x[L], MODE);
-        net.update[L - 1].backward(lo, hi, x[L], this->at_rows(update[L - 1], lo, F), y[L - 1], MODE);
+        net.update[L - 1].backward(lo, hi, x[L], this->at_rows(update[L - 1], lo, F), y[L - 1],
+                                   MODE);
     }
 
-    template <Mode MODE> void backward(int64_t n, int64_t part) {
+    template <Mode MODE>
+    void backward(int64_t n, int64_t part) {
         auto conv = convolution(n);
         if (n == 0 && !keep) return conv.template backward<MODE, false>(begin(part), end(part));
         std::fill(h[n].g[MODE] + begin(part) * M, h[n].g[MODE] + end(part) * M, R(0));
@@ -114,7 +127,8 @@ private:
             R *before = x[n].g[MODE] + lo * F, *after = x[n + 1].g[MODE] + lo * F;
             net.A[n].backward(hi - lo, h[n].g[MODE] + lo * M, M, before, F, after);
             if (n > 0)
-                net.update[n - 1].backward(lo, hi, x[n], this->at_rows(update[n - 1], lo, F), y[n - 1], MODE);
+                net.update[n - 1].backward(lo, hi, x[n], this->at_rows(update[n - 1], lo, F),
+                                           y[n - 1], MODE);
         });
     }
 

@@ -1,8 +1,9 @@
 // A pool of threads that take tasks as they come free.
 //
-// Whoever calls works too, and waits for tasks that were begun, never for a thread that has not come
-// yet: one that is late, because its core is busy with something else, delays nobody. Threads wait a
-// moment for the next tasks and then sleep. After a fork the child begins with a pool of its own.
+// Whoever calls works too, and waits for tasks that were begun, never for a thread that has not
+// come yet: one that is late, because its core is busy with something else, delays nobody. Threads
+// wait a moment for the next tasks and then sleep. After a fork the child begins with a pool of its
+// own.
 
 #pragma once
 
@@ -54,7 +55,8 @@ class Pool {
         for (int waited = 0;; waited++) {
             uint64_t round = ticket.load(std::memory_order_acquire) >> 48;
             if (round != seen) {
-                while (number < most.load(std::memory_order_relaxed) && take_one()) {}
+                while (number < most.load(std::memory_order_relaxed) && take_one()) {
+                }
                 seen = round, waited = 0;
             }
             breathe();
@@ -74,10 +76,13 @@ class Pool {
         uint64_t round = (ticket.load() >> 48) + 1;
         ticket.store(round << 48 | uint64_t(count) << 24);
         if (sleepers.load() > 0) {
-            { std::lock_guard<std::mutex> lock(sleep); }
+            {
+                std::lock_guard<std::mutex> lock(sleep);
+            }
             wake.notify_all();
         }
-        while (take_one()) {}
+        while (take_one()) {
+        }
         while (done.load(std::memory_order_acquire) < count) breathe();
     }
 
@@ -91,10 +96,10 @@ class Pool {
 
 public:
     // Call f(task) for all tasks; in turn if there is one thread, or the pool is at work already.
-    template <class F> static void each(int64_t count, int threads, F f) {
+    template <class F>
+    static void each(int64_t count, int threads, F f) {
         Pool& pool = *instance();
-        if (count < 2 || threads < 2 || count > int64_t(INDEX) ||
-            pool.busy.exchange(true)) {
+        if (count < 2 || threads < 2 || count > int64_t(INDEX) || pool.busy.exchange(true)) {
             for (int64_t task = 0; task < count; task++) f(task);
             return;
         }
