@@ -1,0 +1,247 @@
+"""The networks of `benchmarks.others`, each behind one call; a package is imported where it is built.
+
+Every network is `network(z, R) -> E, F` on copies of one set of atoms; nothing here imports this
+project. Where a package takes a graph, it gets one by the distances of all pairs of a molecule.
+
+Axes:   B molecules of n atoms each, N = B n atoms, E directed edges.
+Units:  eV and Å outside; inside, energies in the unit of the recipe.
+Edges:  index[0] sends, index[1] receives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+KCAL_MOL = 0.0433641  # eV
+Result = tuple[Tensor, Tensor]
+
+
+class Recipe(NamedTuple):
+    """How a package trains: its optimizer's numbers, its loss, and where they are written."""
+
+    source: str
+    batch_size: int
+    lr: float
+    energy_weight: float  # of the mean square of energies, per atom squared where `per_atom`
+    force_weight: float  # of the mean square of the forces' components
+    per_atom: bool = False
+    last_energy_weight: float | None = None  # in the last fifth of the training
+    warmup: int = 0  # steps
+    ema_decay: float = 0.0
+    clip_norm: float = 0.0
+    unit: float = 1.0  # eV
+
+
+# torchmd-net and ViSNet smooth the energy loss by α, which multiplies its gradient by α.
+RECIPES = {
+    "mace": Recipe("README of mace-torch 0.3.16", 10, 0.01, 1.0, 100.0, per_atom=True,
+                   last_energy_weight=1000.0, ema_decay=0.99, clip_norm=10.0),
+    "nequip": Recipe("configs/tutorial.yaml of NequIP", 5, 0.01, 1.0, 1.0, per_atom=True,
+                     ema_decay=0.999),
+    "tensornet": Recipe("examples/TensorNet-rMD17.yaml of torchmd-net", 8, 1e-3, 0.5 * 0.01, 0.5,
+                        warmup=500, clip_norm=40.0, unit=KCAL_MOL),
+    "et": Recipe("examples/ET-MD17.yaml of torchmd-net", 8, 1e-3, 0.2 * 0.05, 0.8, warmup=1000,
+                 unit=KCAL_MOL),
+    "visnet": Recipe("examples/ViSNet-rMD17.yml of ViSNet", 4, 2e-4, 0.05 * 0.05, 0.95,
+                     warmup=1000, unit=KCAL_MOL),
+}  # fmt: skip
+
+
+class Statistics(NamedTuple):
+    """What a recipe takes from the training frames, in the recipe's unit of energy."""
+
+    neighbours: float
+    energy_std: float
+    force_rms: float
+    force_rms_of: dict[int, float]  # by atomic number
+
+
+def edges_within(R: Tensor, cutoff: float, loops: bool = False) -> Tensor:
+    """Return the edges of molecules, (B, n, 3), atoms counted through all of them, (2, E)."""
+    n = R.shape[1]
+    near = (R[:, :, None] - R[:, None]).square().sum(-1) < cutoff**2
+    near &= torch.eye(n) == 0 if not loops else near
+    b, i, j = near.nonzero().unbind(1)
+    return torch.stack([n * b + j, n * b + i])
+
+
+class Network(nn.Module):
+    """A package's model with one call for all.
+
+    Args:
+        model: the package's.
+        cutoff: in Å, of the graph.
+        call: (model, z (N,), pos (N, 3), batch (N,), edges (2, E)) -> energies (B,), forces (N, 3).
+        graph: "given", "with loops", or "own" where the model searches.
+    """
+
+    def __init__(
+        self, model: nn.Module, cutoff: float, call: Callable[..., Result], graph: str = "given"
+    ) -> None:
+        super().__init__()
+        self.model, self.cutoff, self.call, self.graph = model, cutoff, call, graph
+
+    def forward(self, z: Tensor, R: Tensor) -> Result:
+        """Return energies, (B,), and forces, (B, n, 3), of atoms z, (n,), at R, (B, n, 3)."""
+        (B, n, _), edges = R.shape, None
+        if self.graph != "own":
+            edges = edges_within(R, self.cutoff, self.graph == "with loops")
+        batch = torch.arange(B).repeat_interleave(n)
+        pos = R.reshape(-1, 3).clone()
+        energy, forces = self.call(self.model, z.repeat(B), pos, batch, edges)
+        return energy.view(B), forces.view(B, n, 3)
+
+
+def mace(statistics: Statistics, elements: list[int], channels: int = 128) -> Network:
+    """Return MACE with 128x0e + 128x1o and, for the rest, the defaults of its command."""
+    import numpy as np
+    from mace import modules  # first: it lets torch load the constants of its e3nn
+    from e3nn import o3  # isort: skip
+
+    blocks = modules.interaction_classes
+    model = modules.ScaleShiftMACE(
+        r_max=5.0, num_bessel=8, num_polynomial_cutoff=5, max_ell=3, num_interactions=2,
+        interaction_cls=blocks["RealAgnosticResidualInteractionBlock"],
+        interaction_cls_first=blocks["RealAgnosticInteractionBlock"],
+        num_elements=len(elements), atomic_numbers=elements, atomic_energies=np.zeros(
+            (1, len(elements))), hidden_irreps=o3.Irreps(f"{channels}x0e + {channels}x1o"),
+        MLP_irreps=o3.Irreps("16x0e"), gate=torch.nn.functional.silu, correlation=3,
+        radial_MLP=[64, 64, 64], radial_type="bessel", avg_num_neighbors=statistics.neighbours,
+        atomic_inter_scale=statistics.force_rms, atomic_inter_shift=0.0, heads=["Default"],
+    )  # fmt: skip
+    column = {element: k for k, element in enumerate(elements)}
+
+    def call(model: nn.Module, z: Tensor, pos: Tensor, batch: Tensor, edges: Tensor) -> Result:
+        B, types = int(batch[-1]) + 1, torch.tensor([column[x] for x in z.tolist()])
+        data = {
+            "positions": pos, "edge_index": edges, "batch": batch,
+            "node_attrs": nn.functional.one_hot(types, len(elements)).to(pos.dtype),
+            "ptr": torch.arange(B + 1) * (len(z) // B), "cell": pos.new_zeros(3 * B, 3),
+            "shifts": pos.new_zeros(edges.shape[1], 3),
+            "unit_shifts": pos.new_zeros(edges.shape[1], 3),
+        }  # fmt: skip
+        found = model(data, training=model.training)
+        return found["energy"], found["forces"]
+
+    return Network(model, 5.0, call)
+
+
+def nequip(statistics: Statistics, elements: list[int]) -> Network:
+    """Return NequIP as its tutorial's configuration has it: l = 1, 32 features, 4 layers, ZBL."""
+    from ase.data import chemical_symbols
+    from nequip.model import NequIPGNNModel
+    from nequip.utils.global_state import set_global_state
+
+    set_global_state()
+    names = [chemical_symbols[element] for element in elements]
+    float64 = torch.get_default_dtype() == torch.float64
+    model = NequIPGNNModel(
+        seed=456, model_dtype="float64" if float64 else "float32", type_names=names, r_max=5.0,
+        num_bessels=8, bessel_trainable=False, polynomial_cutoff_p=6, num_layers=4, l_max=1,
+        parity=True, num_features=32, radial_mlp_depth=2, radial_mlp_width=64,
+        avg_num_neighbors=statistics.neighbours, per_type_energy_shifts=dict.fromkeys(names, 0.0),
+        per_type_energy_scales=dict(zip(names, statistics.force_rms_of.values(), strict=True)),
+        pair_potential={"_target_": "nequip.nn.pair_potential.ZBL", "units": "metal",
+                        "chemical_species": names},
+    )  # fmt: skip
+    column = {element: k for k, element in enumerate(elements)}
+
+    def call(model: nn.Module, z: Tensor, pos: Tensor, batch: Tensor, edges: Tensor) -> Result:
+        B, types = int(batch[-1]) + 1, torch.tensor([column[x] for x in z.tolist()])
+        data = {"pos": pos.double(), "atom_types": types, "batch": batch, "edge_index": edges,
+                "num_atoms": torch.full((B,), len(z) // B)}  # fmt: skip
+        found = model(data)
+        return found["total_energy"], found["forces"]
+
+    return Network(model, 5.0, call)
+
+
+COMMON_OF_TORCHMD = {
+    "activation": "silu", "aggr": "add", "atom_filter": -1, "cutoff_lower": 0.0,
+    "derivative": True, "embedding_dimension": 128, "max_num_neighbors": 32, "max_z": 100,
+    "num_rbf": 32, "output_model": "Scalar", "prior_model": None, "rbf_type": "expnorm",
+    "reduce_op": "add", "trainable_rbf": False,
+}  # fmt: skip
+
+
+def torchmd(statistics: Statistics, **own: Any) -> Network:
+    """Return a network of torchmd-net, which searches its own graph.
+
+    `static_shapes`, which pads every list to 32 neighbours for CUDA graphs, is off.
+    """
+    from torchmdnet.models.model import create_model
+
+    float64 = torch.get_default_dtype() == torch.float64
+    args = COMMON_OF_TORCHMD | own | {"precision": 64 if float64 else 32, "static_shapes": False}
+    std = torch.tensor(statistics.energy_std)
+    model = create_model(args, mean=torch.zeros_like(std), std=std)
+
+    def call(model: nn.Module, z: Tensor, pos: Tensor, batch: Tensor, _: None) -> Result:
+        return model(z, pos, batch=batch)
+
+    return Network(model, own["cutoff_upper"], call, "own")
+
+
+def tensornet(statistics: Statistics, elements: list[int]) -> Network:
+    """Return TensorNet with 128 channels and 2 layers."""
+    return torchmd(statistics, model="tensornet", num_layers=2, cutoff_upper=4.5,
+                   equivariance_invariance_group="O(3)")  # fmt: skip
+
+
+def et(statistics: Statistics, elements: list[int]) -> Network:
+    """Return the equivariant transformer with 128 channels, 8 heads and 6 layers."""
+    return torchmd(statistics, model="equivariant-transformer", num_layers=6, cutoff_upper=5.0,
+                   attn_activation="silu", num_heads=8, distance_influence="both",
+                   neighbor_embedding=True)  # fmt: skip
+
+
+class GivenDistance(nn.Module):
+    """Stands in for ViSNet's search: the edges are given; 0 for an atom's distance to itself."""
+
+    edges: Tensor
+
+    def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return edges, (2, E), their lengths, (E,), and vectors, (E, 3)."""
+        vector = pos[self.edges[0]] - pos[self.edges[1]]
+        other = self.edges[0] != self.edges[1]
+        length = pos.new_zeros(len(vector))
+        length[other] = vector[other].norm(dim=-1)
+        return self.edges, length, vector
+
+
+def visnet(statistics: Statistics, elements: list[int]) -> Network:
+    """Return ViSNet as PyG has it by default: lmax 1, 128 channels, 8 heads, 6 layers."""
+    from torch_geometric.nn.models import ViSNet
+
+    model = ViSNet(std=statistics.energy_std, derivative=True)
+    model.representation_model.distance = distance = GivenDistance()
+
+    def call(model: nn.Module, z: Tensor, pos: Tensor, batch: Tensor, edges: Tensor) -> Result:
+        distance.edges = edges
+        return model(z, pos, batch)
+
+    return Network(model, 5.0, call, "with loops")
+
+
+BUILDERS: dict[str, Callable[[Statistics, list[int]], Network]] = {
+    "mace": mace, "nequip": nequip, "tensornet": tensornet, "et": et, "visnet": visnet,
+}  # fmt: skip
+
+
+def optimizer_of(name: str, network: Network, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe."""
+    if name == "nequip":
+        return torch.optim.Adam(network.parameters(), lr=recipe.lr)
+    if name != "mace":
+        return torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=0.0)
+    decayed, others = [], []
+    for key, weight in network.model.named_parameters():
+        linear = "linear.weight" in key or "skip_tp_full.weight" in key
+        decays = key.startswith("products") or (key.startswith("interactions") and linear)
+        (decayed if decays else others).append(weight)
+    groups = [{"params": decayed, "weight_decay": 5e-7}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.Adam(groups, lr=recipe.lr, amsgrad=True)
