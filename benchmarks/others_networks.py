@@ -1,4 +1,4 @@
-"""The networks of `benchmarks.others`, each behind one call; a package is imported where it is built.
+"""The networks of `benchmarks.others`, each behind one call; packages are imported when built.
 
 Every network is `network(z, R) -> E, F` on copies of one set of atoms; nothing here imports this
 project. Where a package takes a graph, it gets one by the distances of all pairs of a molecule.
@@ -136,9 +136,9 @@ def nequip(statistics: Statistics, elements: list[int]) -> Network:
     from nequip.model import NequIPGNNModel
     from nequip.utils.global_state import set_global_state
 
-    set_global_state()
-    names = [chemical_symbols[element] for element in elements]
     float64 = torch.get_default_dtype() == torch.float64
+    set_global_state()  # its data is float64, and so is torch's default from here on
+    names = [chemical_symbols[element] for element in elements]
     model = NequIPGNNModel(
         seed=456, model_dtype="float64" if float64 else "float32", type_names=names, r_max=5.0,
         num_bessels=8, bessel_trainable=False, polynomial_cutoff_p=6, num_layers=4, l_max=1,

@@ -182,7 +182,7 @@ def trained(name: str, run: Path, z: Tensor, dtype: torch.dtype) -> tuple[Networ
     given = torch.load(run / "weights.pt", weights_only=False)
     network = BUILDERS[name](Statistics(*given["statistics"]), sorted(set(z.tolist())))
     network.load_state_dict(given["weights"])
-    return network.to(dtype).eval(), json.loads((run / "trained.json").read_text())
+    return network.eval(), json.loads((run / "trained.json").read_text())
 
 
 def answer(name: str, run: Path) -> None:
