@@ -73,10 +73,11 @@ def _epochs(epochs: float) -> str:
 
 def result(name: str, row: dict[str, Any]) -> list[str]:
     """Return a network's line of the table of results."""
-    return [LABELS[name], f"{row['parameters']:,}", _epochs(row["epochs"]),
-            f"{1000 * row['force_mae']:.2f}", f"{1000 * row['energy_mae']:.2f}", _ms(row, 1),
-            _ms(row, 64), _small(row["rotation_energy"], 5e-12), _small(row["rotation_forces"], 0.0),
-            _small(1000 * row["jump"], 1e-8)]  # fmt: skip
+    errors = [f"{1000 * row[key]:.2f}" for key in ("force_mae", "energy_mae")]
+    turned = [_small(row["rotation_energy"], 5e-12), _small(row["rotation_forces"], 0.0)]
+    size = [f"{row['parameters']:,}", _epochs(row["epochs"])]
+    jump = _small(1000 * row["jump"], 1e-8)
+    return [LABELS[name], *size, *errors, _ms(row, 1), _ms(row, 64), *turned, jump]
 
 
 def page(numbers: dict[str, Any]) -> str:
