@@ -133,28 +133,24 @@ def fit(
     """Train until the budget, in s of the processor, is used; return weights and what was done."""
     z, data, (R, E, F) = frames.z, frames.parts["train"], frames.parts["valid"]
     average = Average(network, recipe.ema_decay)
-    best, kept, step, checks, log = math.inf, {}, 0, 0, []
+    best, kept, step, log, order = math.inf, {}, 0, [], torch.empty(0, dtype=torch.int64)
     begun, wall = time.process_time(), time.perf_counter()
-    order = torch.empty(0, dtype=torch.int64)
-    while (used := (time.process_time() - begun) / budget) < 1 or checks < CHECKS:
-        if used * CHECKS >= checks + 1 or used >= 1:
-            checks = max(int(used * CHECKS), checks + 1) if used < 1 else CHECKS
-            average.swap()
-            energy, forces = evaluate(network, z, R)
-            mae = float((forces - F).abs().mean()) * recipe.unit
-            energy_mae = float((energy - E).abs().mean()) * recipe.unit
-            log.append([round(used, 3), step, 1000 * energy_mae, 1000 * mae])
-            print(*log[-1], flush=True)
-            if mae < best:
-                best, kept = mae, {k: x.clone() for k, x in network.state_dict().items()}
-            average.swap()
-            continue
-        if len(order) < recipe.batch_size:
-            order = torch.randperm(len(data[0]))
-        chosen, order = order[: recipe.batch_size], order[recipe.batch_size :]
-        train_step(network, z, [x[chosen] for x in data], optimizer, recipe, (step, used))
-        average.update()
-        step += 1
+    for check in range(1, CHECKS + 1):
+        while (used := (time.process_time() - begun) / budget) < check / CHECKS:
+            if len(order) < recipe.batch_size:
+                order = torch.randperm(len(data[0]))
+            chosen, order = order[: recipe.batch_size], order[recipe.batch_size :]
+            train_step(network, z, [x[chosen] for x in data], optimizer, recipe, (step, used))
+            average.update()
+            step += 1
+        average.swap()
+        energy, forces = evaluate(network, z, R)
+        maes = [1000 * recipe.unit * float(x.abs().mean()) for x in (energy - E, forces - F)]
+        log.append([round(used, 3), step, *maes])  # meV, meV/Å
+        print(*log[-1], flush=True)
+        if maes[1] < best:
+            best, kept = maes[1], {k: x.clone() for k, x in network.state_dict().items()}
+        average.swap()
     return {"weights": kept, "steps": step, "epochs": step * recipe.batch_size / len(data[0]),
             "processor_seconds": time.process_time() - begun, "log": log,
             "wall_seconds": time.perf_counter() - wall, "seed": 0}  # fmt: skip
