@@ -127,6 +127,8 @@ an hour of one core makes of them, not how accurate these networks can be.
 - Jump: trained weights, float64: one ethanol leaves another along x, and wherever a pair of atoms
   crosses the network's cutoff, what the forces do not explain of the energy's change over 2e-6 Å;
   the largest. No training frame holds such a pair: ethanol's longest distance is 4.41 Å.
+- In float64 the learned weights are those of float32, and constants, such as Clebsch-Gordan
+  coefficients, are computed anew; MACE with constants of float32 errs by 4e-8 under rotations.
 - Energies carry their offset of −4,209 eV, in float64: of rotations nothing below 5e-12 can be
   seen, of jumps nothing below 1e-8 meV."""
 

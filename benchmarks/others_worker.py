@@ -99,7 +99,7 @@ class Average:
                 mean.copy_(kept)
 
 
-def evaluate(network: Network, z: Tensor, R: Tensor, size: int = 50) -> tuple[Tensor, Tensor]:
+def evaluate(network: Network, z: Tensor, R: Tensor, size: int = 10) -> tuple[Tensor, Tensor]:
     """Return energies, (T,), and forces, (T, n, 3), in the recipe's unit."""
     network.eval()
     parts = [[x.detach() for x in network(z, part)] for part in R.split(size)]
@@ -173,11 +173,15 @@ def train_step(
 
 
 def trained(name: str, run: Path, z: Tensor, dtype: torch.dtype) -> tuple[Network, dict]:
-    """Return a network with its trained weights, and what is known of it."""
+    """Return a network with its trained weights, and what is known of it.
+
+    Constants, such as Clebsch-Gordan coefficients, are those of the dtype and not the kept ones.
+    """
     torch.set_default_dtype(dtype)
     given = torch.load(run / "weights.pt", weights_only=False)
     network = BUILDERS[name](Statistics(*given["statistics"]), sorted(set(z.tolist())))
-    network.load_state_dict(given["weights"])
+    learned = {key: given["weights"][key] for key, _ in network.named_parameters()}
+    network.load_state_dict(learned, strict=False)
     return network.eval(), json.loads((run / "trained.json").read_text())
 
 
