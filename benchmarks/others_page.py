@@ -56,9 +56,13 @@ HEAD = ("", "parameters", "epochs", "force MAE, meV/Å", "energy MAE, meV", "1 e
 def _ms(row: dict[str, Any], count: int) -> str:
     if f"ms_{count}" not in row:
         return "–"
-    value = f"{row[f'ms_{count}']:.3g}"
+    value = _short(row[f"ms_{count}"])
     low, high = row.get(f"range_{count}", (0, 0))
-    return f"{value} ({low:.3g} to {high:.3g})" if high else value
+    return f"{value} ({_short(low)} to {_short(high)})" if high else value
+
+
+def _short(ms: float) -> str:
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def _small(value: float, floor: float) -> str:
@@ -93,7 +97,8 @@ def page(numbers: dict[str, Any]) -> str:
     head = ["", "network", "loss, energy : forces", "optimizer, peak rate", "from", "not as there"]
     lines += table(head, [[LABELS[name], *RECIPES[name]] for name in order if name in RECIPES])
     lines += [GIVEN, "", "## Versions", "", *versions(networks), "", "```", COMMANDS, "```", ""]
-    return "\n".join([*lines, "## Not run", "", NOT_RUN]) + "\n"
+    late = [f"- {LABELS[name]}: {LATE[name]}" for name in RECIPES if name not in order]
+    return "\n".join([*lines, "## Not run", "", *late, NOT_RUN]) + "\n"
 
 
 def versions(networks: dict[str, dict[str, Any]]) -> list[str]:
@@ -111,16 +116,17 @@ def versions(networks: dict[str, dict[str, Any]]) -> list[str]:
 
 CONDITIONS = """\
 † Of this project. Their errors, times and epochs are those of [`networks.json`](networks.json),
-measured earlier (`python -m benchmarks.networks`): 28.5 minutes by the clock, on one thread, with
-settings that were chosen on this molecule; SchNet's times are those of its tables. The others'
-minutes are of the processor (`time.process_time`), since other work ran on the machine, and nothing
-was tuned for them. Their recipes were written for hours or days on a GPU: the table says what half
-an hour of one core makes of them, not how accurate these networks can be.
+measured earlier (`python -m benchmarks.networks`): 28.5 minutes by the clock, on one thread;
+SchNet's times are those of its tables. The others' minutes are of the processor
+(`time.process_time`), since other work ran on the machine, and nothing was tuned for them. Their
+recipes foresee 1000 to 10,000 epochs: the table says what half an hour of one core makes of them,
+not how accurate these networks can be. One seed each.
 
 - Times: energies and forces of 1 and of 64 ethanols, float32, one thread: the median of seven
   rounds, and their range; the search for the graph is part of it. TensorNet and ET search it
   themselves; MACE, NequIP and ViSNet are given the pairs within the cutoff among all pairs of a
-  molecule. None is compiled, and no ASE calculator stands between.
+  molecule. None is compiled, and no ASE calculator stands between. The machine was not idle: its
+  second core was partly in use.
 - Rotation: trained weights, float64, 10 test frames, 30 random orthogonal matrices, 15 of either
   determinant: the largest deviation of an energy, divided by the standard deviation of the test
   energies, and of a force's component, divided by the root mean square of the test forces.
@@ -134,15 +140,18 @@ an hour of one core makes of them, not how accurate these networks can be.
 
 GIVEN = """\
 The rates are the peaks: after the warm-up each falls as a cosine that ends with the budget, where
-the recipes wait for a plateau of the validation error, days long. MACE's is at 0.001, the rate of
+the recipes wait for plateaus of the validation error. MACE's is at 0.001, the rate of
 its second stage, when that stage begins. torchmd-net and ViSNet smooth the energy's loss by a
 factor that multiplies its gradient; it is the second factor of their first weight. The training
 energies' mean is taken off in float64 before anything is float32. Weights are float32 in training;
-those that are kept are the best of 20 validations, by the force error. A first call, before the
-clock starts, compiles Warp's kernels. glibc is asked to keep freed memory, as our trainer asks.
+those that are kept are the best of 20 validations, by the force error; the validations count as
+training time. A first call, before the clock starts, compiles Warp's kernels. glibc is asked to
+keep freed memory, as our trainer asks.
 
-ET's jump is known: without `vector_cutoff` its messages between vectors do not fade at the cutoff
-(torchmd-net's issue 254, and pull request 260, which added the option and left it off).
+ViSNet's jump has one cause: in PyG's `ViS_MP.message` a layer with a bias, `s_proj`, follows the
+cutoff, so that what goes into a neighbour's vectors does not fade. With these biases set to zero,
+in the trained network, the jump is 3e-12 meV.
+
 PyG's `Distance` makes float32 lengths whatever the dtype; what replaces it keeps the dtype, and
 needs neither pyg-lib nor torch_cluster."""
 
@@ -155,10 +164,17 @@ OMP_NUM_THREADS=1 python -m benchmarks.others train --runs runs
 OMP_NUM_THREADS=1 python -m benchmarks.others measure --runs runs
 OMP_NUM_THREADS=1 python -m benchmarks.others speed --runs runs"""
 
+LATE = dict.fromkeys(RECIPES, "its training had not ended by this date.")
+LATE["et"] = """\
+torchmd-net's; it installs and trains, and its code is here, but its 28.5 minutes had not ended by
+  this date. That its energy jumps is known: without `vector_cutoff`, off by default, what its
+  messages send between vectors does not fade at the cutoff (torchmd-net's issue 254, and pull
+  request 260, which added the option)."""
+
 NOT_RUN = """\
 - SphereNet: its code is part of DIG (divelab/DIG, `dig/threedgraph/method/spherenet`), not of PyG,
-  and imports torch_scatter, torch_sparse and a graph search that PyG left to torch_cluster, which
-  are compiled for one version of torch each. It was not installed.
+  and imports torch_scatter and torch_sparse, which are compiled against one version of torch. It
+  was not installed.
 - Tensor field networks: the authors' repository (tensorfieldnetworks/tensorfieldnetworks) holds
   layers and examples of shapes, gravity, moments of inertia and missing points, none that learns
   energies and forces, and refers to e3nn for more. NequIP above is built of such layers."""
