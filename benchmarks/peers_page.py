@@ -65,8 +65,9 @@ def speed_tables(runs: list[list[dict]]) -> list[str]:
             rows = []
             for r in shown:
                 each = [_of(run, network, r["case"]) for run in runs]
-                times = {n: [x[kind][n] for x in each] for n in (*peers, "tables")}
-                times = {n: None if None in t else statistics.median(t) for n, t in times.items()}
+                times = {n: [x[kind].get(n) for x in each] for n in (*peers, "tables")}
+                times = {n: [x for x in t if x] for n, t in times.items()}
+                times = {n: statistics.median(t) if t else None for n, t in times.items()}
                 ratios = [_range(_ratios(each, kind, name)) for name in peers]
                 rows.append([
                     r["case"], f"{r['edges']:,}", *(_ms(times[n]) for n in peers),
@@ -99,7 +100,8 @@ def page(numbers: dict) -> str:
         "SchNet has the same weights everywhere. Samples × atoms, or atoms in bulk; features,",
         "blocks, Gaussians and cutoff are in `engines.py`. The time for energies and forces",
         "includes the search for the graph, except SchNetPack's, to which it is given; training",
-        "steps are given it. A dash: torch cannot compile it, or it was not measured.",
+        "steps are given it. SchNetPack took part in the first run. A dash: torch cannot compile",
+        "it, or it was not measured.",
         "",
         *call_table(runs),
         "![time and memory against the number of atoms](peers.svg)",

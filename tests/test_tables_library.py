@@ -30,10 +30,21 @@ def run(**environment: str) -> subprocess.CompletedProcess:
                           text=True, timeout=300)  # fmt: skip
 
 
-def test_without_a_compiler_the_plain_network_computes(tmp_path):
-    done = run(CXX="", PATH=str(tmp_path))
-    assert done.stdout == "True\n", done.stderr
-    assert done.stderr.count("there is no C++ compiler") == 1
+def test_without_a_compiler_there_is_no_library_but_one_that_is_there(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(library, "_folders", lambda: [tmp_path / "kept"])
+    monkeypatch.setattr(library.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(library.NoLibraryError, match="there is no C"):
+        library._built()
+    library.library.cache_clear()
+    library.prepare()
+    library.library.cache_clear()
+    assert "without the engine: there is no C++ compiler." in capsys.readouterr().out
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / library._name()).write_text("library")
+    assert library._built().read_text() == "library"
 
 
 @pytest.mark.parametrize(
@@ -41,7 +52,7 @@ def test_without_a_compiler_the_plain_network_computes(tmp_path):
     [
         ("#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'no headers' >&2; exit 1\n",
          "the engine does not compile: no headers"),
-        ("#!/bin/sh\nexit 1\n", "does not run"),
+        ("#!/bin/sh\nexit 3\n", "c++ ended with 3"),
         ("#!/bin/sh\n[ $1 = --version ] && exit 0\nfor out; do :; done; echo text > $out\n",
          "the compiled engine does not load"),
     ],

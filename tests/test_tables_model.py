@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from molnets.edges import Graph
 from molnets.potential import Potential, by_autograd, energy_and_forces
-from molnets.tables import SplineSchNet, splines, tabulated
+from molnets.tables import SplineSchNet, splines, state, tabulated
 from molnets.tables import model as table_model
 from molnets.tables.library import NoLibraryError
 from molnets.training import PlainForces, make_engine
@@ -159,7 +159,7 @@ def test_one_model_for_changing_atoms_and_samples():
 
 def test_tables_are_made_once_for_the_same_weights(monkeypatch):
     model, made = SplineSchNet(schnet()), []
-    monkeypatch.setattr(table_model, "fitted", lambda *a: made.append(0) or splines.fitted(*a))
+    monkeypatch.setattr(state, "fitted", lambda *a: made.append(0) or splines.fitted(*a))
     for _ in range(3):
         energy_and_forces(model, *cluster())
     assert len(made) == 1

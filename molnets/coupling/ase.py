@@ -26,7 +26,7 @@ from molnets.edges import Graph
 from molnets.potential import as_potential
 from molnets.tables import tabulated
 
-FAR = 8  # cells from the origin, from where on atoms are brought near
+FAR = 8  # cells from most of the atoms, from where on others are brought near
 ENERGY_UNITS = ("eV", checkpoint.UNKNOWN)
 LENGTH_UNITS = ("Å", "A", "Ang", "Angstrom", "angstrom", checkpoint.UNKNOWN)
 
@@ -118,18 +118,17 @@ class ModelCalculator(Calculator):
 
 
 def _brought_near(atoms: Atoms) -> np.ndarray:
-    """Return positions, (N, 3), those of atoms many cells away moved back by whole cells.
+    """Return positions, (N, 3), those of atoms many cells from the others moved by whole cells.
 
     Those near by stay, so that no atom that goes from cell to cell makes the list of edges anew.
     """
-    positions = atoms.positions
-    if not (atoms.pbc.any() and np.isfinite(positions).all()):
-        return positions
-    cell = atoms.cell.complete().array
-    if not np.linalg.det(cell):
-        return positions  # an error that names the cell
-    places = np.linalg.solve(cell.T, positions.T).T  # in units of the cell's vectors
-    cells = np.floor(places) * (np.abs(places) > FAR) * atoms.pbc
+    positions, cell = atoms.positions, atoms.cell.complete().array
+    known = np.isfinite(positions).all() and np.isfinite(cell).all()
+    if not (len(positions) and atoms.pbc.any() and known and np.linalg.det(cell)):
+        return positions  # an error that names the atom or the cell
+    most = np.sort(positions, axis=0)[len(positions) // 2]  # where most of them are
+    places = np.linalg.solve(cell.T, (positions - most).T).T  # in units of the cell's vectors
+    cells = np.round(places) * (np.abs(places) > FAR) * atoms.pbc
     return positions - cells @ cell if cells.any() else positions
 
 

@@ -1,7 +1,7 @@
 """The engine's compiled library: built by the machine's C++ compiler when it is first needed.
 
 A library is kept beside the sources, else in the user's cache, else in a temporary folder; its name
-tells of the sources, the compiler and the processor, so that none is ever taken for another.
+tells of the sources and the processor, so that none is ever taken for another.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -83,10 +84,8 @@ def library() -> ctypes.CDLL:
 def prepare() -> None:
     """Compile the library if it is not there yet, and say what is done, or why it cannot be."""
     try:
-        compiler = _compiler()
-        name = f"engine-{_fingerprint(compiler)}.so"
-        if not any((folder / name).is_file() for folder in _folders()):
-            print(f"Compiling the engine with {compiler}, once: about 15 seconds.", flush=True)
+        if not any((folder / _name()).is_file() for folder in _folders()):
+            print(f"Compiling the engine with {_compiler()}, once: about 15 seconds.", flush=True)
         library()
     except NoLibraryError as error:
         print(f"The plain networks will compute, without the engine: {error}.")
@@ -101,18 +100,18 @@ def _compiler() -> str:
 
 def _built() -> Path:
     """Return the path of the library."""
-    compiler = _compiler()
-    name = f"engine-{_fingerprint(compiler)}.so"
-    folders = _folders()
+    name, folders = _name(), _folders()
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
+    compiler = _compiler()
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 _compile(compiler, Path(place) / name)
-                return Path(os.replace(Path(place) / name, folder / name) or folder / name)
+                os.replace(Path(place) / name, folder / name)
+                return folder / name
         except OSError:  # not to be written to
             continue
     place = Path(tempfile.mkdtemp(prefix="molnets-"))
@@ -130,27 +129,17 @@ def _folders() -> list[Path]:
 
 def compiler_version() -> str:
     """Return what the compiler says that it is."""
-    return _version(_compiler()).splitlines()[0]
+    result = subprocess.run(
+        [*shlex.split(_compiler()), "--version"], capture_output=True, text=True
+    )
+    return result.stdout.splitlines()[0]
 
 
-def _version(compiler: str) -> str:
-    command = [compiler, "--version"]
-    try:
-        return subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise NoLibraryError(f"the C++ compiler {compiler!r} does not run") from error
-
-
-def _fingerprint(compiler: str) -> str:
-    """Return what names a library: a hash of sources, flags, compiler and processor."""
+def _name() -> str:
+    """Return the library's name: a hash of sources, flags, processor, and the compiler if named."""
     parts = [path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]*"))]
-    parts += [
-        _version(compiler).encode(),
-        " ".join(FLAGS).encode(),
-        platform.machine().encode(),
-        _processor(),
-    ]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    parts += [os.environ.get("CXX", "").encode(), " ".join(FLAGS).encode(), _processor()]
+    return f"engine-{hashlib.sha256(bytes(1).join(parts)).hexdigest()[:16]}.so"
 
 
 def _processor() -> bytes:
@@ -166,7 +155,14 @@ def _compile(compiler: str, target: Path) -> None:
     if sys.stderr.isatty():
         print("Compiling the engine, once: about 15 seconds.", file=sys.stderr)
     for native in FOR_THIS_PROCESSOR:
-        command = [compiler, *FLAGS, *native, str(SOURCES / "engine.cpp"), "-o", str(target)]
+        command = [
+            *shlex.split(compiler),
+            *FLAGS,
+            *native,
+            str(SOURCES / "engine.cpp"),
+            "-o",
+            str(target),
+        ]
         try:
             result = subprocess.run(command, capture_output=True, text=True)
         except OSError as error:

@@ -11,9 +11,7 @@ Units:  those of the model.
 from __future__ import annotations
 
 import copy
-import sys
-import threading
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -33,12 +31,8 @@ from molnets.potential import by_autograd, sum_over_atoms
 from molnets.tables.energy import Call, EnergyOfCall, bundle_of
 from molnets.tables.library import NoLibraryError, library
 from molnets.tables.native import PRECISIONS, EdgeList, NativeNetwork, SplineMaker, Work
-from molnets.tables.splines import fitted
-from molnets.tables.structure import Structure, UnknownPartError, Watch, describe
+from molnets.tables.state import Atoms, Engine, say_why
 from schnet_helpers import RadiusInteractionGraph, SchNet
-
-MIN_INTERVALS, MAX_INTERVALS = 32, 2**15
-TOLERANCES = {torch.float32: 5e-7, torch.float64: 1e-10}
 
 
 class System(NamedTuple):
@@ -50,87 +44,6 @@ class System(NamedTuple):
     graph: Graph | None = None  # None: the model's own search for isolated molecules
     cells: Tensor | None = None
     pbc: Tensor | bool | None = None
-
-
-class _Atoms(NamedTuple):
-    """The atoms of a batch, and what follows from them and the weights alone."""
-
-    z: Tensor
-    batch: Tensor
-    network: NativeNetwork
-    x: Tensor  # embeddings, (N, F)
-    start: Tensor  # the first atom of each sample, and N, (B + 1,)
-
-
-class _Engine:
-    """What a tabulated model has made of its weights; several threads may ask for it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.lock = model, threading.RLock()
-        self.watch: Watch | None = None
-        self.unknown: str | None = None  # what the engine does not know
-        self.network: NativeNetwork | None = None
-        self.bundled: tuple[object, Tensor | None] = None, None  # what stands for which weights
-        self.atoms: _Atoms | None = None
-        self.list: tuple[object, ...] = ()  # a list of edges, and what it was made of
-        self.free: list[Work] = []
-
-    def knows(self) -> bool:
-        """Return whether the engine computes what the model does; if not, say so once."""
-        watch = self.watch
-        if watch is None or not watch.same_structure():
-            with self.lock:
-                self._look()
-        return self.unknown is None
-
-    def _look(self) -> None:
-        before, self.network, self.unknown = self.unknown, None, None
-        watch = Watch(self.model)
-        try:
-            describe(self.model)
-        except (UnknownPartError, AttributeError) as error:
-            self.unknown = str(error)
-            if self.unknown != before:
-                say_why(self.unknown)
-        self.watch = watch
-
-    def current(self) -> NativeNetwork:
-        """Return what belongs to the weights as they are."""
-        if self.watch is None:
-            self.knows()
-        network, lib = self.network, library()
-        if network is not None and self.watch.same_weights(lib):
-            return network
-        with self.lock:
-            if self.network is not None and self.watch.same_weights(lib):
-                return self.network
-            self.network = None  # nothing old is left if the next lines fail
-            structure = describe(self.model)
-            self.watch.remember()
-            self.network = self._made_of(structure)
-            return self.network
-
-    def _made_of(self, structure: Structure) -> NativeNetwork:
-        dtypes = {x.dtype for x in self.watch.tensors()}
-        expect(len(dtypes) == 1, "model", "weights of one dtype", dtypes, TypeError)
-        (dtype,) = dtypes
-        tolerance = self.model.tolerance or TOLERANCES[dtype]
-        with torch.no_grad(), torch.inference_mode(False):
-            found = fitted(partial(_splines, structure), tolerance, MIN_INTERVALS, MAX_INTERVALS)
-        expected = f"one that {MAX_INTERVALS} intervals can keep"
-        expect(found is not None, "tolerance", expected, tolerance)
-        splines = torch.cat([c.flatten() for c in found[0]]).to(dtype)
-        if not all(w.isfinite().all() for w in structure.filter_weights):
-            splines = torch.full_like(splines, torch.nan)  # an activation may have hidden them
-        return NativeNetwork(structure, splines, found[1])
-
-    def work(self, network: NativeNetwork) -> Work:
-        """Return memory that no other call uses."""
-        try:
-            work = self.free.pop()
-        except IndexError:
-            return Work(network.dtype)
-        return work if work.precision == network.precision else Work(network.dtype)
 
 
 class _Tabulated:
@@ -148,11 +61,11 @@ class _Tabulated:
         self.tolerance = tolerance
 
     @property
-    def _engine(self) -> _Engine:
+    def _engine(self) -> Engine:
         try:
             return self.__dict__["_engine_"]
         except KeyError:
-            return self.__dict__.setdefault("_engine_", _Engine(self))
+            return self.__dict__.setdefault("_engine_", Engine(self))
 
     def __getstate__(self) -> dict[str, object]:
         """Return what is copied or pickled: a copy makes an engine of its own."""
@@ -258,7 +171,7 @@ class _Tabulated:
             engine.bundled = state, bundle_of(weights) if any(state[1]) else None
         return engine.bundled[1]
 
-    def _begin(self, system: System) -> tuple[_Engine, Work, _Atoms, int]:
+    def _begin(self, system: System) -> tuple[Engine, Work, Atoms, int]:
         """Return the engine, memory where the edges have been found, the atoms, and threads."""
         threads, engine = torch.get_num_threads(), self._engine
         network = engine.current()
@@ -276,7 +189,7 @@ class _Tabulated:
             (Graph(self.cutoff) if graph is None else graph).edges(pos, batch, cells, pbc)
         return engine, work, atoms, threads
 
-    def _atoms_of(self, engine: _Engine, network: NativeNetwork, system: System) -> _Atoms:
+    def _atoms_of(self, engine: Engine, network: NativeNetwork, system: System) -> Atoms:
         """Check the input; return what depends on it but not on where the atoms are."""
         z, pos, batch, *_ = system
         atoms = engine.atoms
@@ -290,11 +203,11 @@ class _Tabulated:
                 shape = len(pos), network.structure.sizes[1]
                 expect(x.shape == shape, "embedding", f"features of shape {shape}", tuple(x.shape))
                 start = F.pad(n_atoms.cumsum(0), (1, 0))
-            engine.atoms = atoms = _Atoms(z.clone(), batch.clone(), network, x, start)
+            engine.atoms = atoms = Atoms(z.clone(), batch.clone(), network, x, start)
         return atoms
 
     def _list_of(
-        self, engine: _Engine, graph: Graph, system: System, start: Tensor, threads: int
+        self, engine: Engine, graph: Graph, system: System, start: Tensor, threads: int
     ) -> EdgeList:
         """Return the edges of a graph's list; those of the last call as long as it is the same."""
         _, pos, batch, _, cells, pbc = system
@@ -365,11 +278,6 @@ def tabulated(model: nn.Module) -> nn.Module:
     return result
 
 
-def say_why(why: str) -> None:
-    """Say in one line why there are no splines."""
-    print(f"No splines of filters ({why}): the plain network is used.", file=sys.stderr)
-
-
 @cache
 def tables_apply(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether splines can be used; where they cannot, say so, once."""
@@ -383,13 +291,7 @@ def tables_apply(device: torch.device, dtype: torch.dtype) -> bool:
     return why is None
 
 
-def _splines(structure: Structure, num_intervals: int) -> list[Tensor]:
-    """Return the coefficients of each block's filters, (K + 5, channels M), float64."""
-    maker = SplineMaker(structure, num_intervals, torch.float64)
-    return maker.by_block(maker(structure.filter_weights))
-
-
-def _sum(energy_i: Tensor, atoms: _Atoms) -> Tensor:
+def _sum(energy_i: Tensor, atoms: Atoms) -> Tensor:
     if len(atoms.start) == 2:
         return energy_i.sum().view(1, 1)
     return sum_over_atoms(energy_i.view(-1, 1), atoms.batch, len(atoms.start) - 1)

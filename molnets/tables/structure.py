@@ -208,8 +208,7 @@ class Watch:
         self._plain = [(d, name) for d in self._dicts for name in ATTRIBUTES
                        if name in d]  # fmt: skip
         self._state = self._now()
-        self._seen = b""
-        self._tensors: list[Tensor] = []
+        self._memory: tuple = [], None, None, None  # weights, their dtype, sizes and bytes
 
     def _now(self) -> list[object]:
         """Return what must stay as it is; modules are compared by identity."""
@@ -232,23 +231,23 @@ class Watch:
 
     def same_weights(self, library: ctypes.CDLL) -> bool:
         """Return whether all numbers are those of the last `remember`, bit by bit."""
-        tensors, before = self.tensors(), self._tensors
+        before, dtype, sizes, seen = self._memory  # at once: another thread may remember others
+        tensors = self.tensors()
         if len(tensors) != len(before):
             return False
         for now, then in zip(tensors, before, strict=True):
-            if now is not then or now.dtype is not self._dtype or not now.is_contiguous():
+            if now is not then or now.dtype is not dtype or not now.is_contiguous():
                 return False
-        pointers = self._pointers
-        pointers[:] = [x.data_ptr() for x in tensors]
-        return bool(library.same(pointers.ctypes.data, self._sizes.ctypes.data,
-                                 self._bytes.ctypes.data, len(tensors)))  # fmt: skip
+        pointers = np.array([x.data_ptr() for x in tensors], np.uintp)
+        same = library.same(
+            pointers.ctypes.data, sizes.ctypes.data, seen.ctypes.data, len(tensors)
+        )  # fmt: skip
+        return bool(same)
 
     @torch.no_grad()
     def remember(self) -> None:
         """Take the weights as they are for those of `same_weights`."""
-        self._tensors = tensors = self.tensors()
-        self._dtype = tensors[0].dtype
-        self._pointers = np.empty(len(tensors), np.uintp)
-        self._sizes = np.array([x.numel() * x.element_size() for x in tensors], np.int64)
+        tensors = self.tensors()
+        sizes = np.array([x.numel() * x.element_size() for x in tensors], np.int64)
         copies = [x.detach().contiguous().view(-1).numpy().view(np.uint8) for x in tensors]
-        self._bytes = np.concatenate(copies)
+        self._memory = tensors, tensors[0].dtype, sizes, np.concatenate(copies)

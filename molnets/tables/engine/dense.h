@@ -1,9 +1,8 @@
 // Dense layers on rows of atoms, forward and back, of numbers and of their tangents.
 //
 // A quantity of the network is a matrix of duals x + ε ẋ, and of gradients G + ε P, where G = ∂E/∂x
-// and P = ∂J/∂x for J = Σ_i s_i ε_i + dE/dε: see networks.h. A linear layer does the same to
-// either: MODE says to which. Widths are multiples of LANES; what is beyond a layer's own size is
-// 0.
+// and P = ∂J/∂x for J = Σ_i s_i ε_i + dE/dε: see pass.h. A linear layer does the same to either:
+// MODE says to which. Widths are multiples of LANES; what is beyond a layer's own size is 0.
 
 #pragma once
 
@@ -23,59 +22,61 @@ struct Quantity {
     R* x[2] = {nullptr, nullptr};
     R* g[2] = {nullptr, nullptr};
     int64_t stride = 0;
+};
 
-    // The same rows from a column on.
-    Quantity from(int64_t column) const {
-        Quantity q = *this;
-        for (int m = 0; m < 2; m++) {
-            if (q.x[m]) q.x[m] += column;
-            if (q.g[m]) q.g[m] += column;
-        }
-        return q;
+// c = start + a b, a sum over `depth`; a[r, k] is at r a_row + k a_k, rows of the others follow
+// each other by so many numbers. `start` may be c, one row for all (start_row 0), or null for
+// zeros.
+template <class R>
+struct Product {
+    const R* a;
+    int64_t a_row, a_k, depth;
+    const R* b;
+    int64_t b_row;
+    const R* start;
+    int64_t start_row;
+    R* c;
+    int64_t c_row;
+
+    Product from(int64_t row, int64_t column) const {
+        const R* begin = start ? start + row * start_row + column : nullptr;
+        return {a + row * a_row,          a_row, a_k, depth, b + column, b_row, begin, start_row,
+                c + row * c_row + column, c_row};
     }
 };
 
-// c (ROWS, COLS lanes) = start + Σ_k a[r, k] b[k]: the sums stay in registers.
+// ROWS by COLS lanes of it: the sums stay in registers.
 template <class R, int ROWS, int COLS>
-inline void tile(const R* a, int64_t a_row, int64_t a_k, int64_t depth, const R* b, int64_t b_row,
-                 const R* start, int64_t start_row, R* c, int64_t c_row) {
+inline void tile(const Product<R>& p) {
     constexpr int W = LANES<R>;
     Vec<R> sums[ROWS][COLS];
     for (int r = 0; r < ROWS; r++)
         for (int n = 0; n < COLS; n++)
-            sums[r][n] = start ? load(start + r * start_row + n * W) : Vec<R>{};
-    for (int64_t k = 0; k < depth; k++) {
+            sums[r][n] = p.start ? load(p.start + r * p.start_row + n * W) : Vec<R>{};
+    for (int64_t k = 0; k < p.depth; k++) {
         Vec<R> row[COLS];
-        for (int n = 0; n < COLS; n++) row[n] = load(b + k * b_row + n * W);
+        for (int n = 0; n < COLS; n++) row[n] = load(p.b + k * p.b_row + n * W);
         for (int r = 0; r < ROWS; r++) {
-            R factor = a[r * a_row + k * a_k];
+            R factor = p.a[r * p.a_row + k * p.a_k];
             for (int n = 0; n < COLS; n++) sums[r][n] += factor * row[n];
         }
     }
     for (int r = 0; r < ROWS; r++)
-        for (int n = 0; n < COLS; n++) store(c + r * c_row + n * W, sums[r][n]);
+        for (int n = 0; n < COLS; n++) store(p.c + r * p.c_row + n * W, sums[r][n]);
 }
 
-// c = start + a b for matrices with any number of rows; `start` may be c, a row for all, or none.
+// COLS lanes from a column on, of any number of rows.
 template <class R, int COLS>
-inline void columns(int64_t rows, const R* a, int64_t a_row, int64_t a_k, int64_t depth, const R* b,
-                    int64_t b_row, const R* start, int64_t start_row, R* c, int64_t c_row) {
+inline void columns(const Product<R>& p, int64_t rows, int64_t column) {
     int64_t r = 0;
-    auto step = [&](auto tile_of, int64_t num) {
-        tile_of(a + r * a_row, a_row, a_k, depth, b, b_row, start ? start + r * start_row : nullptr,
-                start_row, c + r * c_row, c_row);
-        r += num;
-    };
-    while (r + 6 <= rows) step(tile<R, 6, COLS>, 6);
-    if (r + 4 <= rows) step(tile<R, 4, COLS>, 4);
-    if (r + 2 <= rows) step(tile<R, 2, COLS>, 2);
-    if (r < rows) step(tile<R, 1, COLS>, 1);
+    while (r + 6 <= rows) tile<R, 6, COLS>(p.from(r, column)), r += 6;
+    if (r + 4 <= rows) tile<R, 4, COLS>(p.from(r, column)), r += 4;
+    if (r + 2 <= rows) tile<R, 2, COLS>(p.from(r, column)), r += 2;
+    if (r < rows) tile<R, 1, COLS>(p.from(r, column));
 }
 
 template <class R>
-inline void product(int64_t rows, const R* a, int64_t a_row, int64_t a_k, int64_t depth, const R* b,
-                    int64_t b_row, int64_t width, const R* start, int64_t start_row, R* c,
-                    int64_t c_row) {
+inline void multiply(const Product<R>& p, int64_t rows, int64_t width) {
 #if defined(__AVX512F__)
     constexpr int MOST = 4;
 #else
@@ -83,14 +84,9 @@ inline void product(int64_t rows, const R* a, int64_t a_row, int64_t a_k, int64_
 #endif
     constexpr int W = LANES<R>;
     int64_t n = 0;
-    auto begin = [&] { return start ? start + n : nullptr; };
-    for (; n + MOST * W <= width; n += MOST * W)
-        columns<R, MOST>(rows, a, a_row, a_k, depth, b + n, b_row, begin(), start_row, c + n,
-                         c_row);
-    for (; n + 2 * W <= width && MOST > 2; n += 2 * W)
-        columns<R, 2>(rows, a, a_row, a_k, depth, b + n, b_row, begin(), start_row, c + n, c_row);
-    for (; n < width; n += W)
-        columns<R, 1>(rows, a, a_row, a_k, depth, b + n, b_row, begin(), start_row, c + n, c_row);
+    for (; n + MOST * W <= width; n += MOST * W) columns<R, MOST>(p, rows, n);
+    for (; n + 2 * W <= width && MOST > 2; n += 2 * W) columns<R, 2>(p, rows, n);
+    for (; n < width; n += W) columns<R, 1>(p, rows, n);
 }
 
 // y = W x + b, with W (out, in) stored both ways.
@@ -103,22 +99,25 @@ struct Dense {
     void forward(int64_t rows, const R* x, int64_t x_row, R* y, int64_t y_row, Mode mode,
                  const R* start = nullptr) const {
         bool bias = !start && b && mode == VALUE;
-        product<R>(rows, x, x_row, 1, in, Wt, out, out, bias ? b : start, bias ? 0 : y_row, y,
-                   y_row);
+        multiply<R>({x, x_row, 1, in, Wt, out, bias ? b : start, bias ? 0 : y_row, y, y_row}, rows,
+                    out);
     }
     // g_x = Wᵀ g_y, added to `start`.
     void backward(int64_t rows, const R* g_y, int64_t y_row, R* g_x, int64_t x_row,
                   const R* start = nullptr) const {
-        product<R>(rows, g_y, y_row, 1, out, W, in, in, start, x_row, g_x, x_row);
+        multiply<R>({g_y, y_row, 1, out, W, in, start, x_row, g_x, x_row}, rows, in);
     }
     // Rows lo to hi of ∂J/∂W = Σ P_y xᵀ + G_y ẋᵀ, (out, in), and of ∂J/∂b = Σ P_y.
     void gradient(int64_t lo, int64_t hi, int64_t rows, const Quantity<R>& y, const Quantity<R>& x,
                   bool tangents, R* g_W, R* g_b) const {
+        R* own = g_W + lo * in;
         for (int64_t i = 0; i < rows; i += MANY_ROWS)
-            for (int both = 0; both < 1 + tangents; both++)
-                product<R>(hi - lo, y.g[1 - both] + i * y.stride + lo, 1, y.stride,
-                           std::min(MANY_ROWS, rows - i), x.x[both] + i * x.stride, x.stride, in,
-                           i + both ? g_W + lo * in : nullptr, in, g_W + lo * in, in);
+            for (int both = 0; both < 1 + tangents; both++) {
+                const R *of_y = y.g[1 - both] + i * y.stride + lo, *of_x = x.x[both] + i * x.stride;
+                multiply<R>({of_y, 1, y.stride, std::min(MANY_ROWS, rows - i), of_x, x.stride,
+                             i + both ? own : nullptr, in, own, in},
+                            hi - lo, in);
+            }
         if (!b) return;
         for (int64_t o = lo; o < hi; o++) g_b[o] = 0;
         for (int64_t i = 0; i < rows; i++)

@@ -74,11 +74,11 @@ inline Vec<double> root(Vec<double> x) {
 template <class R>
 inline Vec<R> exp_of(Vec<R> x) {
     using T = Register<R>;
-    x = x < T::LOWEST ? x - x + T::LOWEST : x;
+    x = x < T::LOWEST ? Vec<R>{} + T::LOWEST : x;  // not so for NaN
     auto n = __builtin_convertvector(x * R(1.4426950408889634) - R(0.5), typename T::Whole);
     Vec<R> whole = __builtin_convertvector(n, Vec<R>);
     Vec<R> r = (x - whole * T::LOG2_HIGH) - whole * T::LOG2_LOW;
-    Vec<R> p = x - x + R(1);
+    Vec<R> p = Vec<R>{} + R(1);
     for (int k = T::EXP_TERMS; k > 0; k--) p = R(1) + r * p * (R(1) / R(k));
     n = (n + T::BIAS) << T::MANTISSA;
     Vec<R> power;
@@ -89,7 +89,7 @@ inline Vec<R> exp_of(Vec<R> x) {
 // log(1 + u) for 0 <= u <= 1: 2 artanh(u / (2 + u)).
 template <class R>
 inline Vec<R> log1p_of(Vec<R> u) {
-    Vec<R> t = u / (R(2) + u), q = t * t, p = q - q;
+    Vec<R> t = u / (R(2) + u), q = t * t, p = {};
     for (int k = Register<R>::LOG_TERMS; k >= 0; k--) p = R(1) / R(2 * k + 1) + q * p;
     return R(2) * t * p;
 }
@@ -104,7 +104,7 @@ struct Curve {
 
 template <class R>
 inline Curve<R> activate(Vec<R> s, Activation kind) {
-    Vec<R> zero = s - s, u = exp_of<R>(s < 0 ? s : -s), p = R(1) / (R(1) + u);
+    Vec<R> zero = {}, u = exp_of<R>(s < 0 ? s : -s), p = R(1) / (R(1) + u);
     Vec<R> sigmoid = s < 0 ? u * p : p, rest = s < 0 ? p : u * p;  // their sum is 1
     if (kind == SILU)
         return {s * sigmoid, sigmoid * (R(1) + s * rest),

@@ -113,10 +113,11 @@ public:
 private:
     // Without a way back from a loss, blocks share what none needs of another: gradients, of which
     // neighbours read those of s' and v' while the next are written, and s and v' themselves.
+    // What is shared has rows of one width: parts are not all in the same block.
     void plan() {
         states.assign(L, {});
         R *s[2] = {}, *v1 = nullptr, *g_v = nullptr, *g_sent[2] = {}, *g_received[2][2] = {},
-          *g_rest[3] = {};
+          *g_rest[4] = {};
         auto make = [&](int64_t width, R** x, R** g) {
             if (keep) return work.quantity(N, width, true);
             Quantity<R> q;
@@ -135,7 +136,8 @@ private:
             at.sn = make(2 * F, nullptr, &g_received[0][n % 2]),
             at.v1 = make(3 * F, &v1, &g_received[1][n % 2]);
             at.q = make(3 * F, nullptr, &g_rest[0]), at.w = make(3 * F, nullptr, &g_rest[1]);
-            at.o = make((last(n) ? 2 : 3) * F, nullptr, &g_rest[2]), at.mix = this->inner(F);
+            at.o = make((last(n) ? 2 : 3) * F, nullptr, &g_rest[last(n) ? 3 : 2]),
+            at.mix = this->inner(F);
         }
         s_end = make(F, &s[0], &s[1]), energy = work.quantity(N, LANES<R>, keep),
         readout = this->inner(H);
