@@ -294,7 +294,7 @@ def main() -> None:
             size_and_time_of_schnetpack(n, options.schnetpack) for n in SIZES["PyG"]
         ]
     numbers["steps"] = {case.name: moving(case, 4.0) for case in (CASES[0], *CASES[-2:])}
-    numbers["peak"], numbers["accuracy"] = peak(), accuracy()
+    numbers["multiply_adds"], numbers["accuracy"] = peak(), accuracy()
     if options.json:
         write_json(numbers, options.json)
     options.out.write_text(page(numbers))

@@ -90,8 +90,8 @@ def call_table(runs: list[list[dict]]) -> list[str]:
 
 
 def page(numbers: dict) -> str:
-    """Return the page peers.md."""
-    runs, sizes, steps = numbers["runs"], numbers["sizes"], numbers["steps"]
+    """Return the page peers.md, of whatever was measured."""
+    runs = numbers["runs"]
     lines = ["# SchNet and PaiNN on splines, beside their peers", "", *speed_tables(runs)]
     lines += [
         f"Times are medians of {len(runs)} separate runs, in each of which the engines take turns;",
@@ -99,49 +99,64 @@ def page(numbers: dict) -> str:
         "column is the ratio to the first peer while another process keeps one core busy. float32;",
         "SchNet has the same weights everywhere. Samples × atoms, or atoms in bulk; features,",
         "blocks, Gaussians and cutoff are in `engines.py`. The time for energies and forces",
-        "includes the search for the graph, except SchNetPack's, to which it is given; training",
-        "steps are given it. SchNetPack took part in the first run. A dash: torch cannot compile",
-        "it, or it was not measured.",
+        "includes the search for the graph, except SchNetPack's, to which it is given, and which",
+        "takes part in the first run only; training steps are given it. A dash: torch cannot",
+        "compile it, or it was not measured.",
         "",
         *call_table(runs),
-        "![time and memory against the number of atoms](peers.svg)",
-        "",
     ]
+    for part in (_sizes, _steps, _multiply_adds, _accuracy):
+        if part.__name__[1:] in numbers:
+            lines += part(numbers)
+    lines += [numbers["machine"], "`python -m benchmarks.peers` makes this page."]
+    return "\n".join(lines) + "\n"
+
+
+def _sizes(numbers: dict) -> list[str]:
     rows = []
-    for name, results in sizes.items():
+    for name, results in numbers["sizes"].items():
         for r in results:
             per_atom = f"{1e6 * r['seconds'] / r['atoms']:.2f} µs"
             rows.append([name, f"{r['atoms']:,}", f"{r['seconds']:.4g} s", per_atom,
                          f"{r['extra_mb']:,.0f} MB"])  # fmt: skip
-    lines += table(["", "atoms in bulk", "energies and forces", "per atom", "extra memory"], rows)
-    lines += ["Each size in a process of its own. Extra memory: how far energies and forces raise",
-              "the peak of the process above what it holds before; SchNetPack's with what it loads",
-              "at its first call, without the search for the graph.", ""]  # fmt: skip
+    head = ["", "atoms in bulk", "energies and forces", "per atom", "extra memory"]
+    return ["![time and memory against the number of atoms](peers.svg)", "", *table(head, rows),
+            "Each size in a process of its own. Extra memory: how far energies and forces raise",
+            "the peak of the process above what it holds before; SchNetPack's with what it loads",
+            "at its first call, without the search for the graph.", ""]  # fmt: skip
+
+
+def _steps(numbers: dict) -> list[str]:
+    steps = numbers["steps"]
     names = list(next(iter(steps.values())))
     rows = [[case, *(f"{speeds[name]:,.1f}" for name in names)] for case, speeds in steps.items()]
-    lines += table(["steps a second", *names], rows)
-    lines += ["Atoms move 0.004 × a normal deviate a step; a list that ends 0.3 beyond the cutoff",
-              "is built anew when an atom has moved by half of that.", ""]  # fmt: skip
-    rows = []
+    return [*table(["steps a second", *names], rows),
+            "Atoms move 0.004 × a normal deviate a step; a list that ends 0.3 beyond the cutoff",
+            "is built anew when an atom has moved by half of that.", ""]  # fmt: skip
+
+
+def _multiply_adds(numbers: dict) -> list[str]:
+    rows, runs, peak = [], numbers["runs"], numbers["multiply_adds"]
     for r in (r for r in runs[0] if r["network"] == "SchNet"):
         times = [_of(run, "SchNet", r["case"])["inference"]["tables"] for run in runs]
         rate = r["multiply_adds"] / statistics.median(times)
         count = f"{_short(r['multiply_adds'] / 1e6)} million"
-        share = f"{100 * rate / numbers['peak']:.0f} %"
-        rows.append([r["case"], count, f"{rate / 1e9:.3g} billion", share])
-    lines += table(["SchNet, ours", "multiply-adds", "a second", "of the machine's"], rows)
-    lines += [f"The machine's: {numbers['peak'] / 1e9:.3g} billion a second, in a product of two",
-              "matrices of 2048 rows and columns.", ""]  # fmt: skip
+        rows.append([r["case"], count, f"{rate / 1e9:.3g} billion", f"{100 * rate / peak:.0f} %"])
+    return [*table(["SchNet, ours", "multiply-adds", "a second", "of the machine's"], rows),
+            f"The machine's: {peak / 1e9:.3g} billion a second, in a product of two",
+            "matrices of 2048 rows and columns.", ""]  # fmt: skip
+
+
+def _accuracy(numbers: dict) -> list[str]:
     accuracy = numbers["accuracy"]
     rows = [[name, *(f"{error:.1e}" for error in errors.values())]
             for name, errors in accuracy["forces"].items()]  # fmt: skip
-    head = ["largest force error / RMS", "plain, float32", "tables, float32", "tables, float64"]
-    lines += table(head, rows)
+    head = ["largest force error / RMS", "plain, float32", "splines, float32", "splines, float64"]
+    lines = table(head, rows)
     rows = [[name, f"{d['mev_per_atom_ps']:+.4f} ± {d['error']:.4f}", f"{d['wobble_mev']:.2f}"]
             for name, d in accuracy["drift"].items()]  # fmt: skip
-    lines += table(["ethanol, 10 ps, 0.5 fs", "drift, meV per atom and ps", "wobble, meV"], rows)
-    lines += [numbers["machine"], "`python -m benchmarks.peers` makes this page."]
-    return "\n".join(lines) + "\n"
+    head = ["ethanol, 10 ps, 0.5 fs", "drift, meV per atom and ps", "wobble, meV"]
+    return lines + table(head, rows)
 
 
 def draw(sizes: dict[str, list[dict]], path: Path) -> None:
