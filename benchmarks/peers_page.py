@@ -36,7 +36,8 @@ def _short(x: float) -> str:
 
 
 def _of(run: list[dict], network: str, case: str) -> dict:
-    return next(r for r in run if (r["network"], r["case"]) == (network, case))
+    found = (r for r in run if (r["network"], r["case"]) == (network, case))
+    return next(found, {})
 
 
 def _ratios(runs: list[dict], kind: str, peer: str) -> list[float]:
@@ -65,6 +66,7 @@ def speed_tables(runs: list[list[dict]]) -> list[str]:
             rows = []
             for r in shown:
                 each = [_of(run, network, r["case"]) for run in runs]
+                each = [found for found in each if kind in found]
                 times = {n: [x[kind].get(n) for x in each] for n in (*peers, "tables")}
                 times = {n: [x for x in t if x] for n, t in times.items()}
                 times = {n: statistics.median(t) if t else None for n, t in times.items()}
