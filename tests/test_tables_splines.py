@@ -60,7 +60,9 @@ def test_basis_is_exact_for_polynomials():
         assert_equal(slopes.sum(), torch.zeros(()).double(), atol=1e-14)
         assert_equal(w @ j[:6], torch.tensor(t, dtype=torch.float64), atol=1e-13)
         assert_equal(slopes @ j[:6], torch.ones(()).double(), atol=1e-13)
-        assert_equal(w @ j[:6] ** 2, torch.tensor(t**2 + moments[2], dtype=torch.float64), atol=1e-12)
+        assert_equal(
+            w @ j[:6] ** 2, torch.tensor(t**2 + moments[2], dtype=torch.float64), atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("make", [schnet, painn])
