@@ -103,6 +103,7 @@ def _schnet(model: SchNet) -> Structure:
         if type(module) is ShiftedSoftplus:
             _expect(module.shift == SHIFT, "a shifted softplus of another shift")
     L, (M, F) = len(model.interactions), weights[0].shape
+    _expect(L > 0, "it has no blocks")
     sizes = (L, F, M, ends[0].out_features)
     kinds = [(M, F), (F, M), (F,), (F, F), (F,)] * L
     return _structure(SCHNET, sizes, [1] * L, weights, filter_weights, model, kinds)

@@ -136,6 +136,10 @@ def no_block(model: nn.Module) -> None:
     del model.interactions[1]
 
 
+def no_blocks(model: nn.Module) -> None:
+    model.interactions = nn.ModuleList()
+
+
 FIRST = "interactions.0"
 SCHNET = {
     "another activation": replace(f"{FIRST}.act", lambda old: nn.Tanh()),
@@ -173,6 +177,7 @@ SCHNET = {
     "a wider readout": wider,
     "one block twice": tied,
     "a block less": no_block,
+    "no blocks": no_blocks,
 }  # fmt: skip
 PAINN = {
     "another activation": replace("messages.0.phi.1", lambda old: nn.Tanh()),
