@@ -271,6 +271,9 @@ def test_a_directed_graph_is_no_set_for_training(make):
     assert isinstance(engine, SplineForces)
     with pytest.raises(ValueError, match="edges: expected with each edge j -> i its reverse"):
         engine(z, batch, type(edges)(edges.index[:, half], edges.vector[half]))
+    far = torch.where(edges.index == 3, 10**9, edges.index)  # an atom that is not there
+    with pytest.raises(ValueError, match="edges: expected with each edge j -> i its reverse"):
+        engine(z, batch, type(edges)(far, edges.vector))
     wrong = edges.vector.clone()
     wrong[0, 0] += 0.01  # not what its reverse has
     with pytest.raises(ValueError, match="edges: expected with each edge j -> i its reverse"):

@@ -81,13 +81,13 @@ class SplineForces(nn.Module):
         threads, scale = torch.get_num_threads(), self.potential.scale
         given = EdgeList(edges.index, edges.vector.detach(), start, threads)
         x = self.potential.network.embedding(z.to(self.dtype))
-        call = self, given, start, threads
+        call = self, given, start, threads, virial
         weights = *self.structure.weights, *self.structure.filter_weights
         energy_i, forces, virials = _Forces.apply(call, x, *weights)
         energy = sum_over_atoms(energy_i, batch, len(start) - 1)
         scale = scale.to(self.dtype)
-        results = self.potential.in_units(energy, z, batch), scale * forces, scale * virials
-        return results if virial else results[:2]
+        results = self.potential.in_units(energy, z, batch), scale * forces
+        return (*results, scale * virials) if virial else results
 
     def borrow(self) -> _Loan:
         """Return a network of the weights as they are, and memory, that no other step uses."""
@@ -116,13 +116,13 @@ class _Forces(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, call, x, *weights):
-        engine, given, start, threads = call
+        engine, given, start, threads, virial = call
         loan = engine.borrow()
         network, filters = loan.network, engine.structure.filter_weights
         if not network.find(loan.work, None, start, given, engine.structure.cutoff, threads):
             raise ValueError("edges: expected lengths above 0, got two atoms in one place")
         energy, forces, virials = network.energies(
-            loan.work, x.detach().contiguous(), start, threads, keep=True, virial=True
+            loan.work, x.detach().contiguous(), start, threads, keep=True, virial=virial
         )
         ctx.kept = call, loan
         ctx.save_for_backward(*filters)  # torch then sees whether they are changed in between
@@ -131,7 +131,7 @@ class _Forces(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g_energy, g_forces, g_virials):
-        (engine, _, start, threads), loan = ctx.kept
+        (engine, _, start, threads, _), loan = ctx.kept
         of_weights, of_splines, of_x = loan.network.gradients(
             loan.work, g_energy.reshape(-1), start, threads, -g_forces, g_virials
         )

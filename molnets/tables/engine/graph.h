@@ -349,6 +349,12 @@ void make_list(List& list, int64_t E, const int64_t* senders, const int64_t* rec
         std::fill(part.begin() + list.parts[p], part.begin() + list.parts[p + 1], p);
     uint64_t forth = 0, back = 0;
     for (int64_t e = 0; e < E; e++) {
+        bool known =
+            std::min(senders[e], receivers[e]) >= 0 && std::max(senders[e], receivers[e]) < N;
+        if (!known) {  // an atom that is not there has no way back either
+            list.symmetric = false;
+            return;
+        }
         int64_t j = place[senders[e]], i = place[receivers[e]];
         const P* o = offset + (one_offset ? 0 : 3 * e);
         forth += scramble(i, j, o[0], o[1], o[2]), back += scramble(j, i, -o[0], -o[1], -o[2]);

@@ -114,7 +114,6 @@ struct Work {
     int64_t used = 0;
     bool counting = false;
     R* base = nullptr;
-    std::vector<R*> kept;  // what the way back from a loss needs to find again
 
     R* take(int64_t size) {
         int64_t at = used;
