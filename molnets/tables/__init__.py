@@ -10,7 +10,7 @@ native.py     the engine's objects as Python has them
 library.py    the engine's library, and how it comes about
 engine/       the library: one C++ program of small files
 
-Why C++: numba's loops for SchNet took 1.5 to 2 times as long on one thread (milliseconds, other
+Why C++: numba's loops for SchNet took 1.5 to 2.1 times as long on one thread (milliseconds, other
 work beside both: 13 atoms 0.138 and 0.065, 64 × 13 atoms 1.07 and 0.70, 8,000 atoms in bulk 77 and
 50), had to be written once for each file that called them, were compiled for a minute and a half,
 and died in forked processes. What made the difference is not the compiler but what it is told:
