@@ -39,7 +39,6 @@ SIGNATURES = {  # of functions that end with _f and _d
     "filters": (pointer, [pointer] * 5),
     "free_filters": (None, [pointer]),
     "splines": (None, [pointer, pointer, whole, *[pointer] * 3]),
-    "num_edges": (whole, [pointer]),
     "finite": (whole, [pointer, whole]),
 }
 COMMON_SIGNATURES = {

@@ -83,11 +83,6 @@ class Work(Native):
             getattr(library(), f"work_{self.precision}")(), f"free_work_{self.precision}"
         )
 
-    @property
-    def num_edges(self) -> int:
-        """How many edges are kept: one for both ways inside a part."""
-        return getattr(library(), f"num_edges_{self.precision}")(self.pointer)
-
 
 class SplineMaker(Native):
     """Makes coefficients of splines from the weights of filters.

@@ -180,7 +180,6 @@ bool finite(const R* x, int64_t size) {
                      R* of_weights) {                                                              \
         splines<R>(static_cast<Filters<R>*>(filters), tensors, threads, c, of_c, of_weights);      \
     }                                                                                              \
-    int64_t num_edges_##s(void* work) { return static_cast<Work<R>*>(work)->graph.num_edges; }     \
     int64_t finite_##s(const R* x, int64_t size) { return finite<R>(x, size); }
 
 extern "C" {
