@@ -22,7 +22,7 @@ from molnets.edges import Edges, Graph
 from molnets.networks.painn import PaiNN
 from molnets.potential import Potential, by_autograd, energy_and_forces
 from molnets.tables import SplineSchNet, tabulated
-from molnets.training import Batch, loss_of, make_engine
+from molnets.training import Batch, Dataset, PlainForces, factors_of, loss_of, make_steps
 from schnet_helpers import ElementEmbedding, SchNet
 
 RHO = 0.01, 1.0  # weights of energies and forces in the loss
@@ -123,6 +123,9 @@ class System:
         self.energy, self.forces = energy_and_forces(exact, z, pos.double(), batch)
         self.edges = Graph(case.cutoff).edges(pos, batch)
         self.target = Batch(z, pos, batch, self.energy, self.forces.float())
+        forces, n_atoms = self.forces.double(), batch.bincount()
+        self.data = Dataset(z.flatten(), pos.double(), self.energy.flatten(), forces, n_atoms)
+        self.factors = factors_of(self.data, *RHO, 0.0)
 
     def error_of(self, forces: Tensor) -> float:
         """Return the largest deviation from the forces in float64, in units of their RMS."""
@@ -161,7 +164,7 @@ def pyg(system: System) -> Engine:
     def step() -> None:
         peer.edge_index = system.edges.index
         energy, forces = by_autograd(peer, *system.atoms, create_graph=True)
-        loss_of(energy, forces, system.target, *RHO).backward()
+        loss_of((energy, forces), system.target, system.factors).backward()
         peer.edge_index = None
 
     return Engine(lambda: by_autograd(peer, *system.atoms), step)
@@ -209,12 +212,25 @@ def call_of_tables(system: System) -> Engine:
 
 
 def _step_of(name: str, system: System) -> Callable[[], None]:
-    engine = make_engine(name, Potential(system.plain))
+    """Return a training step: by torch, where frames are a batch already, or in one call."""
+    potential = Potential(system.plain)
+    if name == "spline":
+        take_step = make_steps(name, potential, system.data, system.factors)
+        weights, chosen = [*potential.parameters()], torch.arange(len(system.data))
+        gradient = torch.zeros(sum(weight.numel() for weight in weights))
+
+        def step() -> None:
+            take_step(chosen, weights, gradient.zero_())
+
+        return step
+    engine = PlainForces(potential)
+    if name == "compiled":
+        engine.compile()
     target, edges = system.target, Edges(*(x.detach() for x in system.edges))
 
     def step() -> None:
-        energy, forces = engine(target.z, target.batch, edges)
-        loss_of(energy, forces, target, *RHO).backward()
+        results = engine(target.z, target.batch, edges)
+        loss_of(results, target, system.factors).backward()
 
     return step
 

@@ -150,7 +150,9 @@ keep freed memory, as our trainer asks.
 
 ViSNet's jump has one cause: in PyG's `ViS_MP.message` a layer with a bias, `s_proj`, follows the
 cutoff, so that what goes into a neighbour's vectors does not fade. With these biases set to zero,
-in the trained network, the jump is 3e-12 meV.
+in the trained network, the jump is 3e-12 meV. ET's is known to its authors: without
+`vector_cutoff`, off by default, what its messages send between vectors does not fade at the cutoff
+(torchmd-net's issue 254, and pull request 260, which added the option).
 
 PyG's `Distance` makes float32 lengths whatever the dtype; what replaces it keeps the dtype, and
 needs neither pyg-lib nor torch_cluster."""
@@ -165,12 +167,6 @@ OMP_NUM_THREADS=1 python -m benchmarks.others measure --runs runs
 OMP_NUM_THREADS=1 python -m benchmarks.others speed --runs runs"""
 
 LATE = dict.fromkeys(RECIPES, "its training had not ended by this date.")
-LATE["et"] = """\
-torchmd-net's; it installs and trains, and its code is here, but its 28.5 minutes had not ended by
-  this date. That its energy jumps is known: without `vector_cutoff`, off by default, what its
-  messages send between vectors does not fade at the cutoff (torchmd-net's issue 254, and pull
-  request 260, which added the option)."""
-
 NOT_RUN = """\
 - SphereNet: its code is part of DIG (divelab/DIG, `dig/threedgraph/method/spherenet`), not of PyG,
   and imports torch_scatter and torch_sparse, which are compiled against one version of torch. It

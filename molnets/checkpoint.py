@@ -76,22 +76,30 @@ def build(card: Card) -> Potential:
     return potential
 
 
-def save(potential: Potential, path: str | Path, **more: Any) -> None:
-    """Write a potential and its card, whole or not at all.
+def state_of(potential: Potential, **more: Any) -> dict[str, Any]:
+    """Return what a checkpoint of a potential holds: plain tensors and values.
 
     Args:
         potential: what is saved; its `card` says how it was built.
-        path: the file.
-        more: what else goes into the file, plain tensors and values: the state of a training.
+        more: what else goes into the file: the state of a training.
 
     Raises:
         ValueError: if the potential has no card.
     """
     expect(potential.card is not None, "potential", "one with a card, as `build` makes", None)
     dtype = str(next(potential.network.parameters()).dtype).removeprefix("torch.")
-    state = {"format": FORMAT, "card": asdict(potential.card), "dtype": dtype,
-             "model": potential.state_dict(), **more}  # fmt: skip
+    return {"format": FORMAT, "card": asdict(potential.card), "dtype": dtype,
+            "model": potential.state_dict(), **more}  # fmt: skip
+
+
+def write(state: dict[str, Any], path: str | Path) -> None:
+    """Write what a checkpoint holds, whole or not at all."""
     write_whole(Path(path), lambda unfinished: torch.save(state, unfinished))
+
+
+def save(potential: Potential, path: str | Path, **more: Any) -> None:
+    """Write a potential and its card; the arguments are those of `state_of`."""
+    write(state_of(potential, **more), path)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -140,7 +148,7 @@ def with_errors(path: str | Path, errors: dict[str, float]) -> None:
     """Write test errors into the card of a checkpoint."""
     state = read(path)
     state["card"] = asdict(replace(Card(**state["card"]), errors=errors))
-    write_whole(Path(path), lambda unfinished: torch.save(state, unfinished))
+    write(state, path)
 
 
 def describe(path: str | Path) -> list[tuple[str, str]]:

@@ -10,13 +10,39 @@ from typing import Any
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` write a file beside `path`, and then rename it."""
+    """Let `write` write a file beside `path`, and then rename it.
+
+    Raises:
+        OSError: if it cannot be written, on a full disk, say; what was there is as before.
+    """
     unfinished = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         write(unfinished)
         os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:  # torch raises the latter on a full disk
+        raise OSError(f"{path} cannot be written, what was there is kept: {error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that are no more have left unfinished in a folder."""
+    for path in folder.glob(".*-*"):
+        pid = path.name[1:].partition("-")[0]
+        if pid.isdigit() and not _runs(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    if os.name != "posix":  # there it would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:

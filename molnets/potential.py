@@ -183,20 +183,24 @@ class Potential(nn.Module):
         return self.energy_and_forces_of(z, batch, edges, create_graph=create_graph)
 
     def energy_and_forces_of(
-        self, z: Tensor, batch: Tensor, edges: Edges, *, create_graph: bool = False
-    ) -> tuple[Tensor, Tensor]:
+        self, z: Tensor, batch: Tensor, edges: Edges, *, create_graph: bool = False,
+        virial: bool = False,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         """Return energies (B, 1), float64, and forces (N, 3) where the edges are known.
 
         Args:
             z: atomic numbers, (N, 1).
             batch: the sample that each atom belongs to, (N,).
             edges: the edges.
-            create_graph: keep the graph of both, so that a loss can be made of them.
+            create_graph: keep the graph of them, so that a loss can be made of them.
+            virial: whether to return the virials ∂E/∂ε, (B, 3, 3), too.
         """
-        energy, forces, _ = energy_forces_virial(
+        energy, forces, virials = energy_forces_virial(
             self.network, z, batch, edges, create_graph=create_graph
         )
-        return self.in_units(energy, z, batch), self.scale.to(forces.dtype) * forces
+        scale = self.scale.to(forces.dtype)
+        results = self.in_units(energy, z, batch), scale * forces
+        return (*results, scale * virials) if virial else results
 
     def energy_forces_virial(
         self, z: Tensor, pos: Tensor, batch: Tensor, cells: Tensor | None = None,

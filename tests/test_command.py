@@ -101,7 +101,8 @@ def test_test_errors_are_those_of_the_best_weights_on_the_test_frames(trained):
     data = load(trained / "data.npz")
     e, f = residuals(trained, potential, range(0, 24, 3))
     expected = {"energy_mae": np.abs(e).mean(), "energy_rmse": np.sqrt((e**2).mean()),
-                "force_mae": np.abs(f).mean(), "force_rmse": np.sqrt((f**2).mean())}  # fmt: skip
+                "force_mae": np.abs(f).mean(), "force_rmse": np.sqrt((f**2).mean()),
+                "energy_per_atom_mae": np.abs(e / data.n_atoms[::3].numpy()).mean()}  # fmt: skip
     assert potential.card.errors == pytest.approx(expected)
     for name, value in expected.items():
         assert metrics[f"test_{name}"] == pytest.approx(value)
@@ -303,7 +304,7 @@ def test_table():
 def test_info_prints_the_card(trained, capsys):
     run(["info", str(trained / "best.pt")])
     lines = capsys.readouterr().out.splitlines()
-    rows = {line[:25].rstrip(): line[25:] for line in lines}
+    rows = {line[:26].rstrip(): line[26:] for line in lines}
     assert rows["network"] == "schnet"
     assert rows["  cutoff"] == "2"
     assert rows["elements"] == "H C"

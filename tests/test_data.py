@@ -32,7 +32,7 @@ def test_npz_with_the_names_of_md17(data):
     source = arrays()
     assert len(data) == 24
     frames = torch.tensor([5, 2])
-    z, pos, batch, energies, forces = data.take(frames, torch.float64)
+    z, pos, batch, energies, forces, _ = data.take(frames, torch.float64)
     assert_equal(pos.view(2, 7, 3), torch.from_numpy(source["R"][[5, 2]]))
     assert_equal(forces.view(2, 7, 3), torch.from_numpy(source["F"][[5, 2]]))
     assert_equal(energies.flatten(), torch.from_numpy(source["E"][[5, 2]]))
@@ -223,7 +223,7 @@ def test_what_is_no_number_is_left_alone(tmp_path, data):
 
 def test_frames_of_different_sizes_are_taken_in_the_order_asked_for():
     source = of_sizes()
-    z, pos, batch, energies, forces = source.take(torch.tensor([3, 0]), torch.float64)
+    z, pos, batch, energies, forces, _ = source.take(torch.tensor([3, 0]), torch.float64)
     assert z.flatten().tolist() == [6, 8, 8, 1, 1]
     assert batch.tolist() == [0, 0, 1, 1, 1]
     assert_equal(energies.flatten(), source.energies[[3, 0]])

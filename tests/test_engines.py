@@ -1,4 +1,4 @@
-"""What gives the energies and forces of a training step: plain, from tables, compiled."""
+"""A training step, its loss and gradient: plain, on splines, compiled."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ import torch
 from contract import assert_equal
 from frames import CELL, SIZES, dataset, of_sizes, trainer_for
 
+from molnets.networks import painn
 from molnets.potential import energy_and_forces
-from molnets.tables import SplineForces
-from molnets.training import ENGINES, PlainForces, evaluate, loss_of, make_engine, standardized
+from molnets.tables import SplineForces, SplineSteps, UnknownPartError
+from molnets.training import (
+    ENGINES,
+    Dataset,
+    PlainForces,
+    PlainSteps,
+    evaluate,
+    factors_of,
+    loss_of,
+    make_steps,
+    standardized,
+)
 from schnet_helpers import SchNet
 
 
@@ -53,30 +64,110 @@ def test_periodic_frames_see_their_images(data, potential, engine):
     assert (energy - isolated).abs().min() > 1e-2
 
 
+def gradient_of(potential, loss):
+    """Return the gradient of a loss by all weights, one after the other."""
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*potential.parameters()])])
+
+
+def labelled(data: Dataset) -> Dataset:
+    """Return frames of which some have virials, one has no forces, one no energy; with weights."""
+    generator = torch.Generator().manual_seed(1)
+    num = len(data)
+    data.virials = torch.randn(num, 3, 3, generator=generator, dtype=torch.float64)
+    data.labels = torch.ones(num, 3, dtype=torch.bool)
+    data.labels[0, 1] = data.labels[2, 0] = data.labels[1, 2] = False
+    data.weights = torch.linspace(0.5, 2, num, dtype=torch.float64)
+    return data
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("network", ["schnet", "painn"])
+@pytest.mark.parametrize("make", [of_sizes, lambda: labelled(of_sizes())], ids=["plain", "labels"])
 @pytest.mark.parametrize("name", ["plain", "spline"])
-def test_gradients_are_those_of_the_whole_potential(name):
-    """Frames of all sizes, one in a cell: the loss by way of the engine and by autograd alone."""
-    data, frames = of_sizes(), torch.tensor([2, 0, 4])
+def test_a_step_is_the_loss_and_its_gradient_of_the_whole_potential(name, make, network, threads):
+    """Frames of all sizes, one in a cell: a step, and the same by autograd alone."""
+    data, frames = make(), torch.tensor([2, 0, 4, 1])
     torch.manual_seed(0)
-    potential = standardized(SIZES, data, frames).double()
-    target = data.take(frames, torch.float64)
-    edges = data.edges(potential.cutoff).take(frames, torch.float64)
-    cells = data.cells[frames]
-    whole = potential.energy_and_forces(
-        *target[:3], cells, cells.any(dim=2), create_graph=True
-    )  # fmt: skip
-    results = make_engine(name, potential)(target.z, target.batch, edges), whole
-    gradients = []
-    for energy, forces in results:
-        loss = loss_of(energy, forces, target, 0.1, 1.0)
-        loss.backward()
-        weights = potential.named_parameters()
-        gradients.append({name: weight.grad.clone() for name, weight in weights})
-        potential.zero_grad()
-    for name_of_weight, expected in gradients[1].items():
-        got = gradients[0][name_of_weight]
-        assert (got - expected).norm() <= 2e-3 * expected.norm(), name_of_weight
-        assert expected.norm() > 0, name_of_weight
+    sizes = SIZES if network == "schnet" else painn.Sizes(8, 2, 10, cutoff=2.0)
+    potential = standardized(sizes, data, frames).double()
+    target, cells = data.take(frames, torch.float64), data.cells[frames]
+    factors = factors_of(data, 0.1, 1.0, 0.3)
+    edges = potential.graph.edges(target.pos, target.batch, cells, cells.any(dim=2))
+    results = PlainForces(potential)(target.z, target.batch, edges, virial=True)
+    loss = loss_of(results, target, factors[frames])
+    expected, weights = gradient_of(potential, loss), [*potential.parameters()]
+    before, step = torch.get_num_threads(), make_steps(name, potential, data, factors)
+    torch.set_num_threads(threads)
+    got = torch.ones(len(expected), dtype=torch.float64)
+    value = step(frames, weights, got)
+    torch.set_num_threads(before)
+    assert value == pytest.approx(loss.item(), rel=1e-3 if name == "spline" else 1e-12)
+    parts = zip(*(x.split([w.numel() for w in weights]) for x in (got - 1, expected)), strict=True)
+    for g, right in parts:  # one gradient is added to what was there
+        assert (g - right).norm() <= (2e-3 if name == "spline" else 1e-10) * right.norm()
+        assert right.norm() > 0
+
+
+def test_frozen_weights_have_no_gradient(data, potential):
+    factors, weights = factors_of(data, 0.1, 1.0, 0.0), [*potential.parameters()]
+    whole, some = (torch.zeros(sum(w.numel() for w in part)).double()
+                   for part in (weights, weights[3:]))  # fmt: skip
+    for part, gradient in ((weights, whole), (weights[3:], some)):
+        make_steps("spline", potential, data, factors)(torch.arange(5), part, gradient)
+    assert torch.equal(whole[-len(some) :], some) and len(some) < len(whole)
+
+
+@pytest.mark.parametrize("change", ["weights", "scale", "energies", "activation", "data"])
+def test_a_step_belongs_to_the_potential_as_it_is(data, potential, change):
+    factors, chosen = factors_of(data, 0.1, 1.0, 0.0), torch.arange(4)
+    step, weights = make_steps("spline", potential, data, factors), [*potential.parameters()]
+    gradient = torch.zeros(sum(w.numel() for w in weights)).double()
+    before = step(chosen, weights, gradient)
+    with torch.no_grad():
+        if change == "weights":
+            weights[-1].data = weights[-1].data + 9  # in another place
+        elif change == "scale":
+            potential.scale.mul_(2)
+        elif change == "energies":
+            potential.element_energies = potential.element_energies + 1
+        elif change == "data":
+            torch._foreach_mul_(weights, 1.5)
+        else:
+            potential.network.readout[1] = torch.nn.SiLU()
+    if change == "activation":
+        with pytest.raises(UnknownPartError, match="readout"):
+            step(chosen, weights, gradient)
+        return
+    expected = make_steps("plain", potential, data, factors)(chosen, weights, gradient)
+    assert step(chosen, weights, gradient) == pytest.approx(expected, rel=1e-3)
+    assert abs(expected - before) > 1e-2 * before  # control
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda f: f._replace(vector=f.vector * 0), "frames: .*longer than 0, got two atoms in"),
+        (lambda f: f._replace(vector=f.vector + 0.1), "frames: .*its reverse, got others"),
+        (lambda f: f._replace(z=f.z * 0 + 200), r"z: expected numbers from 0 to 100, got .*200"),
+        (lambda f: f._replace(z=f.z.int()), "z: expected torch.int64 .*, got .torch.int32"),
+        (lambda f: f._replace(forces=f.forces[:5]), r"forces: expected .*168, 3.*, got .*5, 3"),
+    ],
+)
+def test_frames_that_do_not_do(data, potential, spoil, message):
+    factors, weights = factors_of(data, 0.1, 1.0, 0.0), [*potential.parameters()]
+    gradient = torch.zeros(sum(w.numel() for w in weights)).double()
+    with pytest.raises((ValueError, TypeError), match=message):
+        frames = spoil(data.frames(potential.cutoff, factors))
+        SplineSteps(potential, frames)(torch.arange(3), weights, gradient)
+
+
+@pytest.mark.parametrize("chosen", [[-1], [24], [0, 99]])
+def test_frames_that_are_not_there(data, potential, chosen):
+    factors, weights = factors_of(data, 0.1, 1.0, 0.0), [*potential.parameters()]
+    gradient = torch.zeros(sum(w.numel() for w in weights)).double()
+    step = make_steps("spline", potential, data, factors)
+    with pytest.raises(IndexError, match=f"chosen: expected frames from 0 to 23.*{chosen[-1]}"):
+        step(torch.tensor(chosen), weights, gradient)
 
 
 def test_tables_give_the_same_weights(data, tmp_path):
@@ -110,16 +201,17 @@ class Doubled(SchNet):
         return 2 * super().energy_per_atom(*arguments)
 
 
-def test_tables_are_for_schnet_alone(potential, capsys):
-    assert isinstance(make_engine("spline", potential), SplineForces)
+def test_steps_of_networks_that_the_engine_does_not_know_are_plain(data, potential, capsys):
+    factors = factors_of(data, 0.1, 1.0, 0.0)
+    assert isinstance(make_steps("spline", potential, data, factors), SplineSteps)
     sizes = dataclasses.asdict(SIZES) | {"gamma": 4.0}
     potential.network = Doubled(**sizes).double()
-    assert isinstance(make_engine("spline", potential), PlainForces)
+    assert isinstance(make_steps("spline", potential, data, factors), PlainSteps)
     assert "the network is a Doubled" in capsys.readouterr().err
-    assert isinstance(make_engine("plain", potential), PlainForces)
+    assert isinstance(make_steps("plain", potential, data, factors), PlainSteps)
 
 
-def test_engines_that_do_not_exist(potential):
+def test_engines_that_do_not_exist(data, potential):
     assert set(ENGINES) == {"spline", "plain", "compiled"}
     with pytest.raises(ValueError, match=r"engine: expected one of \('spline', .*got 'splines'"):
-        make_engine("splines", potential)
+        make_steps("splines", potential, data, factors_of(data, 0.1, 1.0, 0.0))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from molnets.files import write_json, write_whole
+from molnets.files import remove_unfinished, write_json, write_whole
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path):
@@ -35,3 +38,34 @@ def test_values_that_are_no_json_leave_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_json({"a": object()}, path)
     assert json.loads(path.read_text()) == {"ä": 1.5}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("kind", ["text", "checkpoint"])
+def test_a_full_disk_leaves_the_old_file(tmp_path, kind):
+    import torch
+
+    path = tmp_path / "a.pt"
+    path.write_text("old")
+
+    def write(unfinished: Path) -> None:
+        unfinished.symlink_to("/dev/full")
+        if kind == "text":
+            unfinished.write_text("new")
+        else:
+            torch.save({"x": torch.zeros(10_000)}, unfinished)
+
+    with pytest.raises(OSError, match=r"a\.pt cannot be written, what was there is kept: .*"):
+        write_whole(path, write)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left = [f".{process.pid}-last.pt", f".{process.pid}-best.pt"]
+    kept = [f".{os.getpid()}-last.pt", ".hidden-file", ".12a-b", "last.pt", "12-last.pt"]
+    for name in left + kept:
+        (tmp_path / name).write_text("half")
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

@@ -18,7 +18,7 @@ from molnets.potential import Potential, by_autograd, energy_and_forces
 from molnets.tables import SplineSchNet, splines, state, tabulated
 from molnets.tables import model as table_model
 from molnets.tables.library import NoLibraryError
-from molnets.training import PlainForces, make_engine
+from molnets.training import Dataset, PlainForces, PlainSteps, factors_of, make_steps
 from schnet_helpers import ElementEmbedding, RadiusInteractionGraph, SchNet
 
 
@@ -229,7 +229,9 @@ def test_plain_network_where_there_is_no_compiler(monkeypatch, capsys):
     energy, forces = energy_and_forces(SplineSchNet(plain), z, pos, batch)
     assert torch.equal(energy, plain(z, pos, batch))
     assert torch.equal(forces, by_autograd(plain, z, pos, batch)[1])
-    assert isinstance(make_engine("spline", Potential(plain)), PlainForces)
+    data = Dataset(z.flatten(), pos, energy.flatten(), forces, batch.bincount())
+    factors = factors_of(data, 1.0, 1.0, 0.0)
+    assert isinstance(make_steps("spline", Potential(plain), data, factors), PlainSteps)
     table_model.tables_apply.cache_clear()
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["No splines of filters (there is no C++ compiler): the plain network is used."]
@@ -290,8 +292,6 @@ def test_bad_arguments():
         SplineSchNet(schnet(), tolerance=-1)
     with pytest.raises(ValueError, match="tolerance: expected one that 32768 intervals can keep"):
         SplineSchNet(schnet(), tolerance=1e-16)(*cluster())
-    with pytest.raises(ValueError, match=r"engine: expected one of .*, got 'fast'"):
-        make_engine("fast", Potential(schnet()))
 
 
 # The call of the model, and backward

@@ -15,7 +15,7 @@ from molnets.coupling.ase import ModelCalculator
 from molnets.edges import Graph
 from molnets.potential import Potential, energy_and_forces, energy_forces_virial
 from molnets.tables import SplineForces, tabulated
-from molnets.training import Dataset, PlainForces, loss_of, make_engine
+from molnets.training import Dataset, PlainForces, factors_of, loss_of
 
 MAKE = {"schnet": schnet, "painn": painn}
 
@@ -183,7 +183,8 @@ def assert_same_gradients(
 
     def gradients(engine: nn.Module) -> list[Tensor]:
         model.zero_grad()
-        loss_of(*engine(target.z, target.batch, edges), target, *rho).backward()
+        factors = factors_of(data, *rho, 0.0)
+        loss_of(engine(target.z, target.batch, edges), target, factors).backward()
         return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
 
     plain, found = gradients(PlainForces(model)), gradients(SplineForces(model, 600))
@@ -267,8 +268,7 @@ def test_a_directed_graph_is_no_set_for_training(make):
     z, pos, batch = cluster()
     edges = Graph(2.5).edges(pos, batch)
     half = edges.index[0] < edges.index[1]
-    engine = make_engine("spline", Potential(make()))
-    assert isinstance(engine, SplineForces)
+    engine = SplineForces(Potential(make()))
     with pytest.raises(ValueError, match="edges: expected with each edge j -> i its reverse"):
         engine(z, batch, type(edges)(edges.index[:, half], edges.vector[half]))
     far = torch.where(edges.index == 3, 10**9, edges.index)  # an atom that is not there

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,11 @@ def run(options: Namespace) -> dict[str, Any]:
     if card.fingerprint == data.fingerprint():
         print("this is the file that the network was trained on; see its split")
     results = {name: _errors(potential, data, frames) for name, frames in _splits(data).items()}
-    head = ("split", "frames", "energy MAE", "RMSE", "per atom MAE", "force MAE", "RMSE")
-    keys = ("energy_mae", "energy_rmse", "energy_per_atom_mae", "force_mae", "force_rmse")
-    rows = [(name, str(r["frames"]), *(f"{r[key]:.4g}" for key in keys))
+    head = ["split", "frames", "energy MAE", "RMSE", "per atom MAE", "force MAE", "RMSE"]
+    keys = ["energy_mae", "energy_rmse", "energy_per_atom_mae", "force_mae", "force_rmse"]
+    if any("virial_per_atom_mae" in r for r in results.values()):
+        head, keys = [*head, "virial per atom MAE"], [*keys, "virial_per_atom_mae"]
+    rows = [(name, str(r["frames"]), *(f"{r[key]:.4g}" if key in r else "–" for key in keys))
             for name, r in results.items()]  # fmt: skip
     print("", table(head, rows), sep="\n")
     elements = [(name, symbol, own) for name, r in results.items()
@@ -80,12 +81,12 @@ def _splits(data: Dataset) -> dict[str, Tensor]:
 
 
 def _errors(potential: Potential, data: Dataset, frames: Tensor) -> dict[str, Any]:
-    errors, energies, forces = evaluate(potential, data, frames)
+    errors, _, forces, _ = evaluate(potential, data, frames)
     target = data.take(frames, torch.float64)
-    per_atom = (energies - target.energies).flatten().abs() / data.n_atoms[frames]
-    elements = force_errors_by_element(target.z, target.forces, forces)
+    known = data.labels[frames, 1].repeat_interleave(data.n_atoms[frames])
+    elements = force_errors_by_element(target.z[known], target.forces[known], forces[known])
     return {
-        "frames": len(frames), **asdict(errors), "energy_per_atom_mae": float(per_atom.mean()),
+        "frames": len(frames), **errors.known(),
         "elements": {chemical_symbols[z]: {"atoms": n, "force_mae": mae, "force_rmse": rmse}
                      for z, (n, mae, rmse) in elements.items()},
     }  # fmt: skip

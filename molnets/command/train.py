@@ -123,10 +123,10 @@ def report(trainer: Trainer, data: Dataset, test: Tensor) -> dict[str, Any]:
     matplotlib.rcParams.update(FIGURE_STYLE)
     best, out = trainer.out / "best.pt", trainer.out
     potential = checkpoint.load(best)
-    errors, energy, forces = evaluate(potential, data, test)
-    checkpoint.with_errors(best, asdict(errors))
+    errors, energy, forces, _ = evaluate(potential, data, test)
+    checkpoint.with_errors(best, errors.known())
     card = potential.card
-    metrics = {f"test_{name}": value for name, value in asdict(errors).items()}
+    metrics = {f"test_{name}": value for name, value in errors.known().items()}
     metrics |= {
         "num_parameters": sum(p.numel() for p in potential.parameters()),
         "seconds": trainer.seconds, "epochs": trainer.epoch, "num_train": len(trainer.train),

@@ -2,7 +2,8 @@
 
 model.py      SchNet and PaiNN on splines: energies, forces, virials
 energy.py     their energy as torch sees it
-training.py   a training step on splines
+training.py   energies, forces and virials that losses are made of
+steps.py      a training step in one compiled call
 state.py      what a model has made of its weights
 splines.py    filters as splines, made of the weights
 structure.py  which networks the engine knows, part by part
@@ -25,8 +26,20 @@ What is named here is all that other rooms use.
 from molnets.tables.library import compiler_version, prepare
 from molnets.tables.model import SplinePaiNN, SplineSchNet, tables_apply, tabulated
 from molnets.tables.state import say_why
+from molnets.tables.steps import Frames, SplineSteps
 from molnets.tables.structure import UnknownPartError
 from molnets.tables.training import SplineForces
 
-__all__ = ["SplineForces", "SplinePaiNN", "SplineSchNet", "UnknownPartError",
-           "compiler_version", "prepare", "say_why", "tables_apply", "tabulated"]  # fmt: skip
+__all__ = [
+    "Frames",
+    "SplineForces",
+    "SplinePaiNN",
+    "SplineSchNet",
+    "SplineSteps",
+    "UnknownPartError",
+    "compiler_version",
+    "prepare",
+    "say_why",
+    "tables_apply",
+    "tabulated",
+]

@@ -39,6 +39,9 @@ SIGNATURES = {  # of functions that end with _f and _d
     "filters": (pointer, [pointer] * 5),
     "free_filters": (None, [pointer]),
     "splines": (None, [pointer, pointer, whole, *[pointer] * 3]),
+    "step": (pointer, [pointer] * 3),
+    "free_step": (None, [pointer]),
+    "take_step": (real, [*[pointer] * 5, whole, whole]),
     "finite": (whole, [pointer, whole]),
 }
 COMMON_SIGNATURES = {

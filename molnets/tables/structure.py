@@ -162,6 +162,20 @@ def _structure(kind, sizes, channels, weights, filter_weights, model, kinds) -> 
                      model.embedding, model.cutoff)  # fmt: skip
 
 
+def embedding_gradients(embedding: nn.Module, z: Tensor, of_x: Tensor) -> list[Tensor]:
+    """Return the gradients by the embedding's parameters from those by its vectors, (N, F).
+
+    Args:
+        embedding: that of a structure, a dense layer or a vector for each element.
+        z: the numbers that it was given, (N, 1), like its weights.
+        of_x: (N, F).
+    """
+    if type(embedding) is nn.Linear:
+        of_bias = [of_x.sum(dim=0)] if embedding.bias is not None else []
+        return [of_x.T @ z, *of_bias]
+    return [torch.zeros_like(embedding.weight).index_add_(0, z[:, 0].long(), of_x)]
+
+
 def _both(layer: nn.Linear) -> tuple[Tensor, Tensor]:
     _expect(layer.bias is not None, "it has a layer without bias")
     return layer.weight, layer.bias

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from operator import is_
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from molnets.edges import Edges
 from molnets.potential import Potential, sum_over_atoms
 from molnets.tables.native import EdgeList, NativeNetwork, SplineMaker, Work
-from molnets.tables.structure import Watch, describe
+from molnets.tables.structure import Structure, Watch, describe, embedding_gradients
 
 
 class SplineForces(nn.Module):
@@ -57,7 +58,7 @@ class SplineForces(nn.Module):
         self._tensors = self.watch.tensors()
         self.maker = SplineMaker(self.structure, self.num_intervals, self.dtype)
 
-    def _update(self) -> None:
+    def refresh(self) -> None:
         """Look again if anything is not what it was but the numbers of the weights."""
         now, expansion = self.watch.tensors(), self.structure.expansion
         same = len(now) == len(self._tensors) and all(map(is_, now, self._tensors))
@@ -76,18 +77,9 @@ class SplineForces(nn.Module):
         Raises:
             ValueError: if an edge is there without its reverse.
         """
-        self._update()
-        start = torch.nn.functional.pad(torch.bincount(batch).cumsum(0), (1, 0))
-        threads, scale = torch.get_num_threads(), self.potential.scale
-        given = EdgeList(edges.index, edges.vector.detach(), start, threads)
-        x = self.potential.network.embedding(z.to(self.dtype))
-        call = self, given, start, threads, virial
-        weights = *self.structure.weights, *self.structure.filter_weights
-        energy_i, forces, virials = _Forces.apply(call, x, *weights)
-        energy = sum_over_atoms(energy_i, batch, len(start) - 1)
-        scale = scale.to(self.dtype)
-        results = self.potential.in_units(energy, z, batch), scale * forces
-        return (*results, scale * virials) if virial else results
+        self.refresh()
+        weights = self.structure.all_weights()
+        return _Forces.apply((self, z, batch, edges, virial), *weights)[: 3 if virial else 2]
 
     def borrow(self) -> _Loan:
         """Return a network of the weights as they are, and memory, that no other step uses."""
@@ -111,29 +103,53 @@ class _Loan:
         self.free.append((self.network, self.work))
 
 
+class _Step(NamedTuple):
+    """What the way back of a step needs of the way there."""
+
+    structure: Structure
+    maker: SplineMaker
+    loan: _Loan
+    z: Tensor  # in the weights' dtype, (N, 1)
+    batch: Tensor
+    start: Tensor  # the first atom of each sample, and N, (B + 1,)
+    scale: Tensor  # in the weights' dtype
+
+
 class _Forces(torch.autograd.Function):
-    """Energies of the atoms, forces and virials, differentiable once by embeddings and weights."""
+    """Energies, forces and virials in the data's units, differentiable once by all weights.
+
+    One operation for torch: what it would do around the passes costs as much as these do.
+    """
 
     @staticmethod
-    def forward(ctx, call, x, *weights):
-        engine, given, start, threads, virial = call
-        loan = engine.borrow()
-        network, filters = loan.network, engine.structure.filter_weights
-        if not network.find(loan.work, None, start, given, engine.structure.cutoff, threads):
+    def forward(ctx, call, *weights):
+        engine, z, batch, edges, virial = call
+        structure, potential, threads = engine.structure, engine.potential, torch.get_num_threads()
+        start = nn.functional.pad(batch.bincount().cumsum(0), (1, 0))
+        given = EdgeList(edges.index, edges.vector, start, threads)
+        own = z.to(engine.dtype)
+        x, loan = structure.embedding(own).contiguous(), engine.borrow()
+        if not loan.network.find(loan.work, None, start, given, structure.cutoff, threads):
             raise ValueError("edges: expected lengths above 0, got two atoms in one place")
-        energy, forces, virials = network.energies(
-            loan.work, x.detach().contiguous(), start, threads, keep=True, virial=virial
+        energy_i, forces, virials = loan.network.energies(
+            loan.work, x, start, threads, keep=True, virial=virial
         )
-        ctx.kept = call, loan
-        ctx.save_for_backward(*filters)  # torch then sees whether they are changed in between
-        return energy.view(-1, 1), forces, virials
+        scale = potential.scale.to(engine.dtype)
+        ctx.step = _Step(structure, engine.maker, loan, own, batch, start, scale)
+        ctx.save_for_backward(*structure.filter_weights)  # torch sees whether they are changed
+        energy = sum_over_atoms(energy_i.view(-1, 1), batch, len(start) - 1)
+        forces, virials = forces.mul_(scale), virials.mul_(scale) if virial else None
+        return potential.in_units(energy, z, batch), forces, virials
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g_energy, g_forces, g_virials):
-        (engine, _, start, threads, _), loan = ctx.kept
-        of_weights, of_splines, of_x = loan.network.gradients(
-            loan.work, g_energy.reshape(-1), start, threads, -g_forces, g_virials
+        step, network, scale = ctx.step, ctx.step.loan.network, ctx.step.scale
+        seeds = (g_energy.flatten() * scale).to(scale.dtype).index_select(0, step.batch)
+        strain = None if g_virials is None else g_virials * scale
+        of_weights, of_splines, of_x = network.gradients(
+            step.loan.work, seeds, step.start, torch.get_num_threads(), g_forces * -scale, strain
         )
-        filters = ctx.saved_tensors
-        return None, of_x, *of_weights, *engine.maker.gradients(filters, of_splines)
+        of_filters = step.maker.gradients(ctx.saved_tensors, of_splines)
+        of_embedding = embedding_gradients(step.structure.embedding, step.z, of_x)
+        return None, *of_weights, *of_filters, *of_embedding

@@ -2,16 +2,17 @@
 
 data.py      frames from files, their edges, and how they are split
 errors.py    the loss, and errors over all and by element
-engines.py   what gives energies and forces of a training step
+engines.py   what computes the loss of a step and its gradient
 trainer.py   the loop, its settings, and its checkpoints
 """
 
 from molnets.training.data import Batch, Dataset, check_units, load, split
-from molnets.training.engines import ENGINES, PlainForces, make_engine
+from molnets.training.engines import ENGINES, PlainForces, PlainSteps, make_steps
 from molnets.training.errors import (
     Errors,
     Evaluation,
     evaluate,
+    factors_of,
     force_errors_by_element,
     loss_of,
 )
@@ -24,14 +25,16 @@ __all__ = [
     "Errors",
     "Evaluation",
     "PlainForces",
+    "PlainSteps",
     "Settings",
     "Trainer",
     "check_units",
     "evaluate",
+    "factors_of",
     "force_errors_by_element",
     "load",
     "loss_of",
-    "make_engine",
+    "make_steps",
     "split",
     "standardized",
 ]

@@ -21,6 +21,7 @@ from molnets.checkpoint import UNKNOWN
 from molnets.checks import expect, expect_not_negative
 from molnets.edges import Edges, Graph, repeated
 from molnets.potential import NUM_ELEMENTS
+from molnets.tables import Frames
 
 NAMES = ({"pos": "R", "energies": "E", "forces": "F", "z": "z"},
          {"pos": "coords", "energies": "energies", "forces": "forces", "z": "nuclear_charges"},
@@ -32,13 +33,14 @@ UNIT_FACTOR = 3.0  # eV and kcal/mol differ by 23, eV and Hartree by 27
 
 
 class Batch(NamedTuple):
-    """Atomic numbers (N, 1), positions (N, 3), samples (N,), energies (B, 1), forces (N, 3)."""
+    """Some frames, with what is known of them; what is not is 0."""
 
-    z: Tensor
-    pos: Tensor
-    batch: Tensor
-    energies: Tensor
-    forces: Tensor
+    z: Tensor  # (N, 1)
+    pos: Tensor  # (N, 3)
+    batch: Tensor  # the sample of each atom, (N,)
+    energies: Tensor  # (B, 1)
+    forces: Tensor  # (N, 3)
+    virials: Tensor | None = None  # (B, 3, 3), where any frame has some
 
 
 class Dataset:
@@ -52,6 +54,10 @@ class Dataset:
         n_atoms: number of atoms of each frame, (T,).
         cells: lattice vectors in rows, (T, 3, 3); zero rows where a frame is not periodic.
         split: 0 for a frame to train on, 1 for a test frame, (T,), where the file says so.
+        virials: ∂E/∂ε of a strain ε, the stress times the volume, (T, 3, 3).
+        labels: whether a frame's energy, forces and virial are known, (T, 3); None for all that are
+            given. What is not known is 0.
+        weights: how much the frames count in the loss, (T,).
 
     Attributes:
         energy_unit: unit of the energies, if it is known; forces are energy / length.
@@ -64,7 +70,8 @@ class Dataset:
 
     def __init__(
         self, z: Tensor, pos: Tensor, energies: Tensor, forces: Tensor, n_atoms: Tensor,
-        cells: Tensor | None = None, split: Tensor | None = None,
+        cells: Tensor | None = None, split: Tensor | None = None, virials: Tensor | None = None,
+        labels: Tensor | None = None, weights: Tensor | None = None,
     ) -> None:  # fmt: skip
         num_frames, num_atoms = len(n_atoms), int(n_atoms.sum())
         expected = {
@@ -74,9 +81,14 @@ class Dataset:
             "forces": (num_atoms, 3),
             "cells": (num_frames, 3, 3),
             "split": (num_frames,),
+            "virials": (num_frames, 3, 3),
+            "labels": (num_frames, 3),
+            "weights": (num_frames,),
         }
-        given = {"z": z, "pos": pos, "energies": energies, "forces": forces}
-        given |= {name: x for name, x in (("cells", cells), ("split", split)) if x is not None}
+        given = {"z": z, "pos": pos, "energies": energies, "forces": forces, "cells": cells,
+                 "split": split, "virials": virials, "labels": labels,
+                 "weights": weights}  # fmt: skip
+        given = {name: x for name, x in given.items() if x is not None}
         ok = num_frames > 0 and int(n_atoms.min()) > 0
         expect(ok, "n_atoms", "at least one frame, and atoms in every frame", n_atoms.tolist())
         for name, tensor in given.items():
@@ -92,6 +104,13 @@ class Dataset:
         self.split = None if split is None else split.long()
         self.pos, self.energies, self.forces = pos.double(), energies.double(), forces.double()
         self.cells = cells.double() if cells is not None and cells.any() else None
+        self.virials = None if virials is None else virials.double()
+        if labels is None:
+            labels = torch.tensor([True, True, virials is not None]).expand(num_frames, 3)
+        self.labels = labels.bool()
+        self.weights = torch.ones(num_frames).double() if weights is None else weights.double()
+        negative = (self.weights < 0).nonzero().flatten()
+        expect(len(negative) == 0, "weights", "none below 0", f"frames {negative.tolist()}")
         self.first = self.n_atoms.cumsum(0) - self.n_atoms
         self.energy_unit = self.length_unit = UNKNOWN
         self._edges: dict[float, FrameEdges] = {}
@@ -106,14 +125,29 @@ class Dataset:
         first, at = repeated(self.first[frames], self.n_atoms[frames])
         return first + at
 
-    def take(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> Batch:
-        """Return some frames as a batch; positions and forces in `dtype`, energies in float64."""
+    def take(
+        self, frames: Tensor, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> Batch:
+        """Return some frames as a batch, in `dtype`, energies in float64."""
         atoms = self.atoms_of(frames)
         batch = torch.arange(len(frames)).repeat_interleave(self.n_atoms[frames])
+        virials = None if self.virials is None else self.virials[frames].to(device, dtype)
         return Batch(
-            self.z[atoms].view(-1, 1), self.pos[atoms].to(dtype), batch,
-            self.energies[frames].view(-1, 1), self.forces[atoms].to(dtype),
+            self.z[atoms].view(-1, 1).to(device), self.pos[atoms].to(device, dtype),
+            batch.to(device), self.energies[frames].view(-1, 1).to(device),
+            self.forces[atoms].to(device, dtype), virials,
         )  # fmt: skip
+
+    def frames(self, cutoff: float, factors: Tensor) -> Frames:
+        """Return all frames as the compiled steps take them.
+
+        Args:
+            cutoff: of the edges.
+            factors: what the errors of each frame count in the loss, (T, 3).
+        """
+        edges, virials = self.edges(cutoff), self.virials if factors[:, 2].any() else None
+        return Frames(self.z, self.n_atoms, edges.index, edges.vector, edges.counts, self.energies,
+                      self.forces, virials, factors.double())  # fmt: skip
 
     def edges(self, cutoff: float) -> FrameEdges:
         """Return the edges of all frames within a cutoff; they are found once."""
@@ -126,6 +160,11 @@ class Dataset:
         digest = hashlib.sha256()
         for tensor in (self.n_atoms, self.z, self.pos, self.energies, self.forces, self.cells):
             digest.update(b"-" if tensor is None else tensor.contiguous().numpy().tobytes())
+        more = self.virials, *(None if same else x for x, same in (
+            (self.labels, self.labels[:, :2].all()), (self.weights, (self.weights == 1).all())
+        ))  # fmt: skip
+        for tensor in filter(lambda x: x is not None, more):
+            digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def _check_distances(self) -> None:
@@ -164,12 +203,15 @@ class FrameEdges:
         self.first = self.counts.cumsum(0) - self.counts
         self.n_atoms = data.n_atoms
 
-    def take(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> Edges:
+    def take(
+        self, frames: Tensor, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> Edges:
         """Return some frames' edges, atoms counted through, their vectors in `dtype`."""
         counts, n_atoms = self.counts[frames], self.n_atoms[frames]
         first, at = repeated(self.first[frames], counts)
         shift = (n_atoms.cumsum(0) - n_atoms).repeat_interleave(counts)
-        return Edges(self.index[:, first + at] + shift, self.vector[first + at].to(dtype))
+        index, vector = self.index[:, first + at] + shift, self.vector[first + at]
+        return Edges(index.to(device), vector.to(device, dtype))
 
 
 def load(path: str | Path) -> Dataset:

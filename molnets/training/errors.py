@@ -1,13 +1,21 @@
 """Errors of a model on frames, in the units of the data: over all, by element, and the loss.
 
-Loss [1]:  ρ_E mean_b (E_b − Ê_b)² + ρ_F mean_b (1/n_b) Σ_i ‖F_i − F̂_i‖², i over sample b's atoms.
+Loss, of B samples with factors a, c and s:
+
+    1/B Σ_b [a_b (E_b − Ê_b)² + c_b Σ_i ‖F_i − F̂_i‖² + s_b ‖Ξ_b − Ξ̂_b‖²],     Ξ = ∂E/∂ε
+
+a_b = ρ_E w_b (n̄ / n_b)²;   c_b = ρ_F w_b / n_b;   s_b = ρ_Ξ w_b / n_b²
+
+with n_b atoms, n̄ their mean and a weight w_b: where all frames have equally many atoms, this is the
+loss of [1]; else energies count by atom.
 
 [1] Schütt et al., NeurIPS 2017, arXiv:1706.08566, section 4.2.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -20,31 +28,52 @@ from molnets.training.data import PATIENCE, Batch, Dataset
 
 @dataclass(frozen=True)
 class Errors:
-    """Mean absolute and root mean square errors, in the units of the data."""
+    """Mean absolute and root mean square errors, in the units of the data; NaN if not known."""
 
     energy_mae: float
     force_mae: float
     energy_rmse: float
     force_rmse: float
+    energy_per_atom_mae: float = math.nan
+    virial_per_atom_mae: float = math.nan
+
+    def known(self) -> dict[str, float]:
+        """Return those that are known, by name."""
+        return {name: x for name, x in asdict(self).items() if not math.isnan(x)}
 
 
 class Evaluation(NamedTuple):
-    """Errors of a model on frames, its energies (T, 1) and its forces (N, 3), float64."""
+    """Errors of a model on frames, and what it says of them, float64."""
 
     errors: Errors
-    energies: Tensor
-    forces: Tensor
+    energies: Tensor  # (T, 1)
+    forces: Tensor  # (N, 3)
+    virials: Tensor | None  # (T, 3, 3)
 
 
-def loss_of(
-    energy: Tensor, forces: Tensor, target: Batch, rho_energy: float, rho_forces: float
-) -> Tensor:
-    """Return the loss of a batch: energies (B, 1) and forces (N, 3) against the batch's own."""
-    n_atoms = target.batch.bincount()
-    energy_loss = (energy - target.energies).square().mean()
+def factors_of(data: Dataset, rho_energy: float, rho_forces: float, rho_virial: float) -> Tensor:
+    """Return what the errors of each frame count in the loss, (T, 3): a, c and s."""
+    n = data.n_atoms.double()
+    each = rho_energy * (n.mean() / n) ** 2, rho_forces / n, rho_virial / n**2
+    return torch.stack(each, dim=1) * data.weights.unsqueeze(1) * data.labels
+
+
+def loss_of(results: tuple[Tensor, ...], target: Batch, factors: Tensor) -> Tensor:
+    """Return the loss of a batch.
+
+    Args:
+        results: energies (B, 1) and forces (N, 3); virials (B, 3, 3) where they count.
+        target: the batch.
+        factors: those of its samples, (B, 3).
+    """
+    energy, forces, *virials = results
+    of_energy, of_forces, of_virial = factors.to(forces.dtype).T
     squares = (forces - target.forces).square().sum(dim=1)  # (N,)
-    force_loss = (squares / n_atoms[target.batch]).sum() / len(n_atoms)
-    return rho_energy * energy_loss + rho_forces * force_loss
+    loss = (of_energy * (energy - target.energies).flatten().square()).sum()
+    loss = loss + (of_forces[target.batch] * squares).sum()
+    if virials and target.virials is not None:
+        loss = loss + (of_virial * (virials[0] - target.virials).square().sum(dim=(1, 2))).sum()
+    return loss / len(factors)
 
 
 def errors_of(energies: Tensor, forces: Tensor) -> Errors:
@@ -55,22 +84,38 @@ def errors_of(energies: Tensor, forces: Tensor) -> Errors:
 
 
 def evaluate(
-    potential: Potential, data: Dataset, frames: Tensor, batch_size: int = 100
-) -> Evaluation:
-    """Return the errors of a model on some frames, (T,), and what it says of them."""
-    energies, forces = [], []
+    potential: Potential, data: Dataset, frames: Tensor, batch_size: int = 100,
+    forces_of: nn.Module | None = None,
+) -> Evaluation:  # fmt: skip
+    """Return the errors of a model on some frames, (T,), and what it says of them.
+
+    Args:
+        potential: the model.
+        data: the frames.
+        frames: which.
+        batch_size: how many at a time.
+        forces_of: what computes energies and forces in place of the potential itself.
+    """
     dtype, device = dtype_and_device(potential)
+    found, virial = [], data.virials is not None and bool(data.labels[frames, 2].any())
     parts = frames.split(batch_size)
     for part in tqdm(parts, desc="Testing", leave=False, delay=PATIENCE, disable=None):
-        target, edges = data.take(part, dtype), data.edges(potential.cutoff).take(part, dtype)
-        z, _, batch, *_ = (x.to(device) for x in target)
-        on_device = type(edges)(*(x.to(device) for x in edges))
-        energy, force = potential.energy_and_forces_of(z, batch, on_device)
-        energies.append(energy.cpu().double())
-        forces.append(force.cpu().double())
-    energy, force, target = torch.cat(energies), torch.cat(forces), data.take(frames, torch.float64)
-    errors = errors_of(energy - target.energies, force - target.forces)
-    return Evaluation(errors, energy, force)
+        z, _, batch, *_ = data.take(part, dtype, device)
+        edges = data.edges(potential.cutoff).take(part, dtype, device)
+        with torch.no_grad():
+            compute = potential.energy_and_forces_of if forces_of is None else forces_of
+            results = compute(z, batch, edges, virial=virial)
+        found.append([x.cpu().double() for x in results])
+    energies, forces, virials = *(torch.cat(x) for x in zip(*found, strict=True)), *[None][virial:]
+    target, n = data.take(frames, torch.float64), data.n_atoms[frames]
+    with_energy, with_forces, with_virial = data.labels[frames].T
+    off = (energies - target.energies)[with_energy]
+    errors = errors_of(off, (forces - target.forces)[with_forces.repeat_interleave(n)])
+    more = {"energy_per_atom_mae": float((off.flatten() / n[with_energy]).abs().mean())}
+    if virials is not None:
+        off = (virials - target.virials) / n.view(-1, 1, 1)
+        more["virial_per_atom_mae"] = float(off[with_virial].abs().mean())
+    return Evaluation(replace(errors, **more), energies, forces, virials)
 
 
 def force_errors_by_element(

@@ -11,7 +11,10 @@ import csv
 import math
 import time
 from dataclasses import asdict, dataclass
+from itertools import compress
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,16 +23,17 @@ from tqdm import tqdm
 
 from molnets import checkpoint, networks
 from molnets.checks import expect, expect_not_negative, expect_positive, expect_size
-from molnets.edges import Edges
-from molnets.files import write_whole
+from molnets.files import remove_unfinished, write_whole
 from molnets.networks import Sizes
 from molnets.options import option
 from molnets.potential import Potential, fit_element_energies
-from molnets.training.data import Batch, Dataset
-from molnets.training.engines import make_engine
-from molnets.training.errors import Errors, dtype_and_device, evaluate, loss_of
+from molnets.training.data import Dataset
+from molnets.training.engines import judge_of, make_steps
+from molnets.training.errors import Evaluation, evaluate, factors_of, loss_of
 
-NOT_NEGATIVE = ("minutes", "weight_decay", "rho_energy", "rho_forces", "clip_norm", "patience")
+NOT_NEGATIVE = ("minutes", "weight_decay", "rho_energy", "rho_forces", "rho_stress",
+                "clip_norm", "patience")  # fmt: skip
+SAVE_EVERY = 5.0  # seconds, in `run`: short epochs would spend their time on files
 SAME = ("network", "sizes", "elements", "num_frames", "fingerprint")  # of a run that goes on
 
 
@@ -44,7 +48,8 @@ class Settings:
     weight_decay: float = option(0.0, "weight decay of AdamW")
     rho_energy: float = option(0.01, "weight of the energies in the loss; 0: forces only")
     rho_forces: float = option(1.0, "weight of the forces in the loss; 0: energies only")
-    ema_decay: float = option(0.999, "decay of the running average of the weights, which is kept")
+    rho_stress: float = option(0.1, "weight of the virials per atom, where the data has stresses")
+    ema_decay: float = option(0.999, "decay of the running average of the weights")
     clip_norm: float = option(10.0, "largest norm of the gradient; 0: no limit")
     patience: int = option(
         0, "stop after so many epochs without a better validation loss; 0: never"
@@ -63,6 +68,10 @@ class Settings:
         rho = self.rho_energy, self.rho_forces
         expect(max(rho) > 0, "rho_energy, rho_forces", "one of them above 0", rho)
         expect(0 <= self.ema_decay < 1, "ema_decay", "0 or more, below 1", self.ema_decay)
+
+    def factors(self, data: Dataset) -> Tensor:
+        """Return what the errors of each frame count in the loss, (T, 3)."""
+        return factors_of(data, self.rho_energy, self.rho_forces, self.rho_stress)
 
 
 def standardized(sizes: Sizes, data: Dataset, frames: Tensor) -> Potential:
@@ -87,13 +96,22 @@ def standardized(sizes: Sizes, data: Dataset, frames: Tensor) -> Potential:
 class Trainer:
     """Fit a model to the training frames and keep the weights that do best on validation frames.
 
+    After each epoch the weights and their running average are both judged; the better ones are
+    candidates for `best.pt`.
+
     Args:
-        potential: a potential with a card, on its device, as `standardized` makes.
+        potential: a potential with a card, on its device, as `standardized` makes. Its weights are
+            laid one after the other in memory.
         data: the frames.
         train: indices of the frames to train on, (T,).
         validation: indices of the frames that choose the best weights, (V,).
         settings: how to train.
         out: folder for `last.pt`, from which training can go on, `best.pt` and `history.csv`.
+
+    Attributes:
+        weights: the trained weights.
+        averages: their running averages.
+        kept: the potential with the best weights so far.
 
     Raises:
         ValueError: for settings that do not fit the frames.
@@ -108,21 +126,32 @@ class Trainer:
         self.settings, self.out = settings, Path(out)
         self._check(len(train), len(validation), settings)
         self.out.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self.out)
         self.potential, self.data = potential, data
         self.train, self.validation = train, validation
-        self.ema = copy.deepcopy(potential).requires_grad_(False)
-        self.weights = list(potential.parameters())
-        self.averages = list(self.ema.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.weights, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        self.ema, self.kept = (copy.deepcopy(potential).requires_grad_(False) for _ in range(2))
+        trained = [weight.requires_grad for weight in potential.parameters()]
+        self.weights, self.averages, best = (
+            [*compress(model.parameters(), trained)] for model in (potential, self.ema, self.kept)
         )
-        self.parallel: nn.Module = make_engine(settings.engine, potential)
+        self._flat, self._average, self._best = map(laid_out, (self.weights, self.averages, best))
+        self._whole = nn.Parameter(self._flat)  # all weights as one, for the optimizer
+        self._whole.grad = torch.zeros_like(self._flat)
         if self.world > 1:
-            self.parallel = nn.parallel.DistributedDataParallel(self.parallel)
+            dist.broadcast(self._flat, 0)
+        self.optimizer = torch.optim.AdamW(
+            [self._whole], lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
+        self.factors = settings.factors(data)
+        self.steps = make_steps(settings.engine, potential, data, self.factors)
+        models = {"average": self.ema, "last": potential}
+        self._judges = {name: (x, judge_of(settings.engine, x)) for name, x in models.items()}
         self.steps_per_epoch = len(train) // settings.batch_size
         self.epoch, self.seconds, self.best, self.since_best = 0, 0.0, math.inf, 0
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
         self._started: float | None = None
+        self._unsaved: dict[str, Any] | None = None
+        self._saved_at = -math.inf
 
     def _check(self, num_train: int, num_validation: int, settings: Settings) -> None:
         size = settings.batch_size
@@ -135,26 +164,31 @@ class Trainer:
 
     def run(self, progress: bool = True) -> None:
         """Train until the epochs or the minutes are over; Ctrl-C ends early and saves."""
+        if self.settings.engine == "compiled":  # before the clock starts
+            self.steps(self.train[: self.settings.batch_size // self.world], self.weights,
+                       torch.zeros_like(self._flat))  # fmt: skip
         self._started = time.perf_counter()
         total = None if self.settings.minutes else self.settings.epochs
         bar = tqdm(total=total, initial=self.epoch, unit="epoch",
                    disable=not progress or self.rank > 0)  # fmt: skip
         try:
             while self._progress(0) < 1 and not self._is_stale():
-                self.run_epoch()
+                self.run_epoch(write=time.perf_counter() - self._saved_at > SAVE_EVERY)
                 bar.update()
-                bar.set_postfix({k: f"{v:.3g}" for k, v in self.history[-1].items()})
+                shown = ("loss", "energy_mae", "force_mae")
+                bar.set_postfix({name: f"{self.history[-1][name]:.3g}" for name in shown})
         except KeyboardInterrupt:
             if not self.history:  # not even one epoch: keep what there is
-                self._keep(evaluate(self.ema, self.data, self.validation).errors, math.nan)
+                self._keep(math.nan)
             bar.write(f"interrupted in epoch {self.epoch}: the epochs before it are in {self.out}")
         finally:
+            self._write_unsaved()
             self.seconds, self._started = self.seconds + self._elapsed(), None
             bar.close()
 
     def _progress(self, step: int) -> float:
         if self.settings.minutes:
-            spent = torch.tensor(self.seconds + self._elapsed(), device=self.weights[0].device)
+            spent = torch.tensor(self.seconds + self._elapsed(), device=self._flat.device)
             if self.world > 1:
                 dist.broadcast(spent, 0)  # all processes go by the clock of the first
             return min(1.0, spent.item() / (60 * self.settings.minutes))
@@ -167,10 +201,13 @@ class Trainer:
     def _is_stale(self) -> bool:
         return 0 < self.settings.patience <= self.since_best
 
-    def run_epoch(self) -> None:
+    def run_epoch(self, write: bool = True) -> None:
         """Visit the training frames once, in an order that the seed decides; validate; save.
 
         Frames that do not fill a batch are left out: other ones in every epoch.
+
+        Args:
+            write: whether to write the files now, or as soon as training ends.
         """
         if self._started is None:
             self._started = time.perf_counter()
@@ -181,96 +218,144 @@ class Trainer:
             if self.settings.minutes and self._progress(step) >= 1:
                 break
             frames = order[step * self.settings.batch_size :][: self.settings.batch_size]
-            losses.append(self._step(step, frames[self.rank :: self.world]))
+            losses.append(self._step(step, frames[self.rank :: self.world].contiguous()))
         self.epoch += 1
-        errors = evaluate(self.ema, self.data, self.validation).errors
-        self.seconds += self._elapsed()
-        self._started = time.perf_counter()
-        self._keep(errors, self._over_processes(sum(losses) / max(1, len(losses))))
+        self._keep(self._over_processes(sum(losses) / max(1, len(losses))))
+        if write:
+            self._write_unsaved()
 
     def _over_processes(self, loss: float) -> float:
         if self.world == 1:
             return loss
-        total = torch.tensor(loss, dtype=torch.float64, device=self.weights[0].device)
+        total = torch.tensor(loss, dtype=torch.float64, device=self._flat.device)
         dist.all_reduce(total)
         return total.item() / self.world
 
     def _step(self, step: int, frames: Tensor) -> float:
-        dtype, device = dtype_and_device(self.potential)
         lr = 0.5 * self.settings.lr * (1 + math.cos(math.pi * self._progress(step)))
         self.optimizer.param_groups[0]["lr"] = lr
-        target = Batch(*(x.to(device) for x in self.data.take(frames, dtype)))
-        edges = self.data.edges(self.potential.cutoff).take(frames, dtype)
-        edges = Edges(*(x.to(device) for x in edges))
-        energy, forces = self.parallel(target.z, target.batch, edges)
-        weights = self.settings.rho_energy, self.settings.rho_forces
-        loss = loss_of(energy, forces, target, *weights)
-        if not torch.isfinite(loss):
+        gradient = self._whole.grad.zero_()
+        loss = self.steps(frames, self.weights, gradient)
+        if not math.isfinite(loss):
             kept = f"the weights of the epoch before are in {self.out}" if self.epoch else ""
             raise FloatingPointError(
-                f"the loss is {loss.item()} in epoch {self.epoch}, step {step}, "
+                f"the loss is {loss} in epoch {self.epoch}, step {step}, "
                 f"frames {frames.tolist()}; {kept or 'no weights are kept'}"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if self.world > 1:
+            dist.all_reduce(gradient)
+            gradient /= self.world
         if self.settings.clip_norm:
-            nn.utils.clip_grad_norm_(self.weights, self.settings.clip_norm)
+            nn.utils.clip_grad_norm_([self._whole], self.settings.clip_norm)
         self.optimizer.step()
         t = self.epoch * self.steps_per_epoch + step
         decay = min(self.settings.ema_decay, (1 + t) / (10 + t))  # or it would hold the start long
-        with torch.no_grad():  # or the averages would drag the graph of all steps along
-            torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
-        return loss.item()
+        self._average.lerp_(self._flat, 1 - decay)
+        return loss
 
-    def _keep(self, errors: Errors, loss: float) -> None:
-        score = (self.settings.rho_energy * errors.energy_rmse**2
-                 + 3 * self.settings.rho_forces * errors.force_rmse**2)  # fmt: skip
+    def _judged(self) -> tuple[float, str, Evaluation]:
+        """Return the validation loss of the average or of the weights themselves: the lower one."""
+        target = self.data.take(self.validation, torch.float64)
+        found = []
+        for name, (model, judge) in self._judges.items():
+            results = evaluate(model, self.data, self.validation, forces_of=judge)
+            loss = loss_of(results[1:], target, self.factors[self.validation]).item()
+            found.append((loss if math.isfinite(loss) else math.inf, name, results))
+        return min(found, key=itemgetter(0))
+
+    def _keep(self, loss: float) -> None:
+        score, name, evaluated = self._judged()
+        errors = evaluated.errors
         self.since_best = 0 if score < self.best else self.since_best + 1
-        self.best = min(self.best, score)
-        row = {"epoch": self.epoch, "seconds": self.seconds, "loss": loss}
-        maes = {"energy_mae": errors.energy_mae, "force_mae": errors.force_mae}
-        self.history.append(row | maes)
+        if self.since_best == 0 or not self.history:
+            self.best = min(self.best, score)
+            self._best.copy_(self._average if name == "average" else self._flat)
+        self.seconds += self._elapsed()
+        self._started = time.perf_counter()
+        row = {"epoch": self.epoch, "seconds": self.seconds, "loss": loss, "validation": score,
+               "averaged": int(name == "average")}  # fmt: skip
+        self.history.append(row | errors.known())
         if self.rank == 0:
-            self.save(self.out / "last.pt")
-            if self.since_best == 0:
-                settings = asdict(self.settings)
-                checkpoint.save(self.ema, self.out / "best.pt", settings=settings)
-            write_history(self.history, self.out / "history.csv")
+            self._unsaved = self._state()
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint that training can go on from, whole or not at all."""
-        checkpoint.save(
-            self.ema, path, settings=asdict(self.settings), raw=self.potential.state_dict(),
-            optimizer=self.optimizer.state_dict(), history=self.history, epoch=self.epoch,
-            seconds=self.seconds, best=self.best, since_best=self.since_best,
-            train=self.train, validation=self.validation,
+    def _state(self) -> dict[str, Any]:
+        """Return all that training can go on from, as it is now."""
+        state = checkpoint.state_of(
+            self.ema, settings=asdict(self.settings), raw=self.potential.state_dict(),
+            kept=self.kept.state_dict(), optimizer=self.optimizer.state_dict(),
+            history=[*self.history], epoch=self.epoch, seconds=self.seconds, best=self.best,
+            since_best=self.since_best, train=self.train, validation=self.validation,
         )  # fmt: skip
+        return _cloned(state)
+
+    def _write_unsaved(self) -> None:
+        """Write the last epoch that was finished: `last.pt`, and what follows from it."""
+        if self._unsaved is None:
+            return
+        state, self._unsaved = self._unsaved, None
+        self.save(state, self.out / "last.pt")
+        self._write_what_follows(state)
+        self._saved_at = time.perf_counter()
+
+    def _write_what_follows(self, state: dict[str, Any]) -> None:
+        best = {name: state[name] for name in ("format", "card", "dtype", "settings")}
+        self.save(best | {"model": state["kept"]}, self.out / "best.pt")
+        write_history(state["history"], self.out / "history.csv")
+
+    def save(self, state: dict[str, Any], path: Path) -> None:
+        """Write a checkpoint, whole or not at all."""
+        checkpoint.write(state, path)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint: on a CPU, bit by bit as if there had been no break.
+
+        More epochs or minutes than before are welcome: the learning rate then falls along the
+        longer cosine. `last.pt` is all that is needed; `best.pt` is written anew.
 
         Raises:
             ValueError: if the checkpoint was made with another network, other settings or data.
         """
         state, card = checkpoint.read(path), asdict(self.potential.card)
-        ok = {"raw", "optimizer", "train", "settings"} <= state.keys()
+        ok = {"raw", "kept", "optimizer", "train", "settings"} <= state.keys()
         expect(ok, "path", "the checkpoint of a training, last.pt", path)
-        dtype = str(self.weights[0].dtype).removeprefix("torch.")
+        dtype = str(self._flat.dtype).removeprefix("torch.")
         ours = asdict(self.settings) | {name: card[name] for name in SAME} | {"dtype": dtype}
         theirs = {name: state["card"].get(name) for name in SAME} | {"dtype": state["dtype"]}
         for name, value in (theirs | state["settings"]).items():
-            expect(ours.get(name) == value, name, f"that of {path}, {value}", ours.get(name))
+            longer = name in ("epochs", "minutes") and ours[name] >= value > 0
+            same = longer or ours.get(name) == value
+            expect(same, name, f"that of {path}, {value}", ours.get(name))
         for name in ("train", "validation"):
             same = torch.equal(getattr(self, name), state[name])
             expect(same, name, f"the frames of {path}, {len(state[name])}", "others")
         self.potential.load_state_dict(state["raw"])
         self.ema.load_state_dict(state["model"])
+        self.kept.load_state_dict(state["kept"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("history", "epoch", "seconds", "best", "since_best"):
             setattr(self, name, copy.copy(state[name]))
+        if self.rank == 0:
+            self._write_what_follows(state)
 
 
-def write_history(history: list[dict[str, float]], path: Path) -> None:
+def _cloned(value: Any) -> Any:
+    """Return a value whose tensors, however deep in dictionaries, are copies."""
+    if isinstance(value, dict):
+        return {name: _cloned(x) for name, x in value.items()}
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def laid_out(weights: list[Tensor]) -> Tensor:
+    """Lay weights one after the other in memory, as parts of what is returned, (P,)."""
+    kinds = {(weight.dtype, weight.device) for weight in weights}
+    expect(len(kinds) == 1, "potential", "weights of one dtype on one device", kinds)
+    flat = torch.cat([weight.detach().flatten() for weight in weights])
+    for weight, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+        weight.data = part.view(weight.shape)
+    return flat
+
+
+def write_history(history: list[dict[str, Any]], path: Path) -> None:
     """Write the history as CSV, whole or not at all."""
 
     def write(unfinished: Path) -> None:

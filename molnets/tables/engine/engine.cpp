@@ -2,12 +2,11 @@
 //
 // Every function ends with _f for single or _d for double precision. Arrays are contiguous.
 
-#include <numeric>
 #include <type_traits>
 
-#include "filters.h"
 #include "painn.h"
 #include "schnet.h"
+#include "step.h"
 
 using namespace molnets;
 
@@ -131,6 +130,20 @@ void splines(Filters<R>* filters, const R* const* tensors, int64_t threads, R* c
     if (of_c) filters->backward(threads, of_c, of_weights);
 }
 
+// The loss of some frames, whose gradients are added to `to`; negative: a Failure.
+template <class R>
+double take_step(Step<R>* step, AnyNetwork<R>* any, const R* const* from, R* const* to,
+                 const int64_t* chosen, int64_t B, int64_t threads) {
+    double result = 0;
+    any->visit([&](const auto& net, auto* type) {
+        auto with = [&](const R* tables) { update(any, from, tables, threads); };
+        result = step->begin(net, with, from, chosen, B, threads);
+        using PassOf = std::remove_pointer_t<decltype(type)>;
+        if (result == 0) result = step->template finish<PassOf>(net, from, to, chosen);
+    });
+    return result;
+}
+
 // Whether all of the numbers are finite.
 template <class R>
 bool finite(const R* x, int64_t size) {
@@ -179,6 +192,15 @@ bool finite(const R* x, int64_t size) {
     void splines_##s(void* filters, const R* const* tensors, int64_t threads, R* c, const R* of_c, \
                      R* of_weights) {                                                              \
         splines<R>(static_cast<Filters<R>*>(filters), tensors, threads, c, of_c, of_weights);      \
+    }                                                                                              \
+    void* step_##s(const Frames* frames, const Tensors* tensors, void* filters) {                  \
+        return new Step<R>(*frames, *tensors, *static_cast<Filters<R>*>(filters));                 \
+    }                                                                                              \
+    void free_step_##s(void* step) { delete static_cast<Step<R>*>(step); }                         \
+    double take_step_##s(void* step, void* any, const R* const* from, R* const* to,                \
+                         const int64_t* chosen, int64_t B, int64_t threads) {                      \
+        return take_step<R>(static_cast<Step<R>*>(step), static_cast<AnyNetwork<R>*>(any), from,   \
+                            to, chosen, B, threads);                                               \
     }                                                                                              \
     int64_t finite_##s(const R* x, int64_t size) { return finite<R>(x, size); }
 
