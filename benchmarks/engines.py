@@ -220,7 +220,7 @@ def _step_of(name: str, system: System) -> Callable[[], None]:
         gradient = torch.zeros(sum(weight.numel() for weight in weights))
 
         def step() -> None:
-            take_step(chosen, weights, gradient.zero_())
+            take_step(chosen, weights, gradient)
 
         return step
     engine = PlainForces(potential)

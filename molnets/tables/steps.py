@@ -95,7 +95,7 @@ class SplineSteps:
         self._refresh()
 
     def __call__(self, chosen: Tensor, weights: Sequence[Tensor], gradient: Tensor) -> float:
-        """Return the loss of the chosen frames, (B,), and add its gradient to `gradient`.
+        """Return the loss of the chosen frames, (B,), and write its gradient to `gradient`.
 
         A weight that is not among `weights` is as if it were constant.
 
@@ -121,6 +121,7 @@ class SplineSteps:
             given = self._tensors
             expect(all(w.is_contiguous() for w in given), "weights", "contiguous ones", "others")
             pointers = (ctypes.c_void_p * len(given))(*[w.data_ptr() for w in given])
+            ctypes.memset(gradient.data_ptr(), 0, gradient.nbytes)
             loss = self._take_step(
                 self._step.pointer, self._network.pointer, pointers,
                 self._places(weights, gradient), chosen.data_ptr(), len(chosen),

@@ -51,7 +51,7 @@ class Steps(Protocol):
     """The steps of one training."""
 
     def __call__(self, chosen: Tensor, weights: Sequence[Tensor], gradient: Tensor) -> float:
-        """Return the loss of the chosen frames, (B,), and add its gradient to `gradient`.
+        """Return the loss of the chosen frames, (B,), and write its gradient to `gradient`.
 
         Args:
             chosen: indices of frames, int64.
@@ -73,7 +73,7 @@ class PlainSteps:
         self.forces, self.data, self.factors = forces, data, factors
 
     def __call__(self, chosen: Tensor, weights: Sequence[Tensor], gradient: Tensor) -> float:
-        """Return the loss of the chosen frames, and add its gradient."""
+        """Return the loss of the chosen frames, and write its gradient."""
         potential, virial = self.forces.potential, bool(self.factors[:, 2].any())
         dtype, device = dtype_and_device(potential)
         target = self.data.take(chosen, dtype, device)
@@ -81,7 +81,7 @@ class PlainSteps:
         results = self.forces(target.z, target.batch, edges, virial)
         loss = loss_of(results, target, self.factors[chosen].to(device))
         found = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-        gradient += torch.cat([g.flatten() for g in found])
+        gradient.copy_(torch.cat([g.flatten() for g in found]))
         return loss.item()
 
 

@@ -10,6 +10,8 @@ import copy
 import csv
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import compress
 from operator import itemgetter
@@ -234,7 +236,7 @@ class Trainer:
     def _step(self, step: int, frames: Tensor) -> float:
         lr = 0.5 * self.settings.lr * (1 + math.cos(math.pi * self._progress(step)))
         self.optimizer.param_groups[0]["lr"] = lr
-        gradient = self._whole.grad.zero_()
+        gradient = self._whole.grad
         loss = self.steps(frames, self.weights, gradient)
         if not math.isfinite(loss):
             kept = f"the weights of the epoch before are in {self.out}" if self.epoch else ""
@@ -245,12 +247,13 @@ class Trainer:
         if self.world > 1:
             dist.all_reduce(gradient)
             gradient /= self.world
-        if self.settings.clip_norm:
-            nn.utils.clip_grad_norm_([self._whole], self.settings.clip_norm)
-        self.optimizer.step()
         t = self.epoch * self.steps_per_epoch + step
         decay = min(self.settings.ema_decay, (1 + t) / (10 + t))  # or it would hold the start long
-        self._average.lerp_(self._flat, 1 - decay)
+        with on_one_thread():
+            if self.settings.clip_norm:
+                nn.utils.clip_grad_norm_([self._whole], self.settings.clip_norm)
+            self.optimizer.step()
+            self._average.lerp_(self._flat, 1 - decay)
         return loss
 
     def _judged(self) -> tuple[float, str, Evaluation]:
@@ -343,6 +346,17 @@ def _cloned(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _cloned(x) for name, x in value.items()}
     return value.clone() if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Let torch use one thread: others would wait busily for more, beside those of the engine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def laid_out(weights: list[Tensor]) -> Tensor:

@@ -130,7 +130,7 @@ void splines(Filters<R>* filters, const R* const* tensors, int64_t threads, R* c
     if (of_c) filters->backward(threads, of_c, of_weights);
 }
 
-// The loss of some frames, whose gradients are added to `to`; negative: a Failure.
+// The loss of some frames, whose gradients are added to `to`, 0 before; negative: a Failure.
 template <class R>
 double take_step(Step<R>* step, AnyNetwork<R>* any, const R* const* from, R* const* to,
                  const int64_t* chosen, int64_t B, int64_t threads) {

@@ -62,7 +62,8 @@ struct Filters {
     template <class F>
     void by_rows(int64_t rows, int threads, F body) const {
         int64_t num = (rows + 4 * ROWS - 1) / (4 * ROWS);
-        Pool::each(num * num_blocks(), threads, [&](int64_t task) {
+        double operations = double(rows) * num_blocks() * width(0) * (inputs() + padded<R>(M));
+        Pool::each(num * num_blocks(), Pool::worth(operations, threads), [&](int64_t task) {
             int64_t lo = task % num * 4 * ROWS;
             body(task / num, lo, std::min(lo + 4 * ROWS, rows));
         });

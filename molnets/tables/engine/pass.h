@@ -87,7 +87,9 @@ public:
     }
 
     void pack(int threads) {
-        Pool::each(layers.size(), threads, [&](int64_t n) {
+        double moves = 0;  // each takes as long as a few operations
+        for (auto& layer : layers) moves += 2.0 * layer.dense.out * layer.dense.in;
+        Pool::each(layers.size(), Pool::worth(4 * moves, threads), [&](int64_t n) {
             const Layer& to = layers[n];
             const Shape& s = to.shape;
             const int64_t O = to.dense.out, I = to.dense.in;
@@ -163,15 +165,17 @@ void gradients_of_weights(const Weights<R>& weights, const std::vector<Sum<R>>& 
     std::vector<Task> tasks;
     std::vector<R*> W, b;
     int64_t size = 0;
+    double operations = 0;
     for (auto& layer : weights.layers) size += layer.dense.out * (layer.dense.in + 1);
     R* at = scratch<R>(size);
     for (size_t n = 0; n < sums.size(); n++) {
         const Dense<R>& dense = weights.layers[n].dense;
         W.push_back(at), b.push_back(at + dense.out * dense.in), at = b[n] + dense.out;
+        operations += (1.0 + tangents) * sums[n].rows * dense.out * dense.in;
         for (int64_t lo = 0; lo < dense.out; lo += SLICE)
             tasks.push_back({n, lo, std::min(lo + SLICE, dense.out)});
     }
-    Pool::each(tasks.size(), threads, [&](int64_t number) {
+    Pool::each(tasks.size(), Pool::worth(operations, threads), [&](int64_t number) {
         const Task& task = tasks[number];
         const Sum<R>& s = sums[task.layer];
         weights.layers[task.layer].dense.gradient(task.lo, task.hi, s.rows, s.y, s.x, tangents,
@@ -294,7 +298,7 @@ public:
     void rates(const R* direction, const R* strain, const int64_t* samples, int64_t B, bool vectors,
                R* rate) const {
         const int64_t E = graph.num_edges;
-        Pool::each(B, threads, [&](int64_t b) {
+        Pool::each(B, Pool::worth(20.0 * E, threads), [&](int64_t b) {
             const R* S = strain ? strain + 9 * b : nullptr;
             for (int64_t i = samples[b]; i < samples[b + 1]; i++)
                 for (int64_t e = graph.first[2 * i]; e < graph.first[2 * i + 2]; e++) {

@@ -17,7 +17,7 @@ namespace molnets {
 struct Frames {
     const int64_t *z, *num_atoms, *first_atom, *num_edges, *first_edge, *senders, *receivers;
     const double *vectors, *energies, *forces, *virials;  // virials: null to leave them out
-    const double *factors, *element_energies, *scale;             // a, c and s of the frames; e
+    const double *factors, *element_energies, *scale;     // a, c and s of the frames; e
     double cutoff;
 };
 
@@ -150,7 +150,7 @@ public:
         return ok ? 0 : SAME_PLACE;
     }
 
-    // The loss; its gradients are added to those that are not null.
+    // The loss; its gradients are added to what is not null, 0 before.
     template <class PassOf, class Net>
     double finish(const Net& net, const R* const* from, R* const* to, const int64_t* chosen) {
         const int64_t F = net.sizes.F, first = tensors.of_passes, last = first + tensors.of_filters,

@@ -26,7 +26,7 @@ inline void breathe() {
 }
 
 class Pool {
-    static constexpr int PATIENCE = 2000;             // rounds of waiting before a thread sleeps
+    static constexpr int PATIENCE = 10000;            // rounds of waiting before a thread sleeps
     static constexpr uint64_t INDEX = (1 << 24) - 1;  // a ticket: 16 bits round, 24 count, 24 index
 
     std::atomic<bool> busy{false};
@@ -95,6 +95,9 @@ class Pool {
     }
 
 public:
+    // How many threads so many multiply-adds are worth: to wake one takes as long as a million.
+    static int worth(double operations, int threads) { return operations < 1e6 ? 1 : threads; }
+
     // Call f(task) for all tasks; in turn if there is one thread, or the pool is at work already.
     template <class F>
     static void each(int64_t count, int threads, F f) {
