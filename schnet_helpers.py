@@ -103,6 +103,8 @@ def spread_atomic_numbers(z: Tensor, batch: Tensor, batch_size: int) -> Tensor:
     expected = f"shape {per_sample}, one per sample, or {per_atom}, one per atom"
     expect(shape in (per_sample, per_atom), "z", expected, tuple(z.shape))
     expect(z.isfinite().all(), "z", "finite atomic numbers", "NaN or infinity")
+    whole = (z >= 0) & (z == z.round())
+    expect(whole.all(), "z", "whole numbers, 0 or more", z[~whole].tolist())
     return z.reshape(-1, 1) if shape == per_atom else z.reshape(-1, 1)[batch]
 
 

@@ -8,6 +8,7 @@ came.
 from __future__ import annotations
 
 import numbers
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ __all__ = [
     "checked_atoms",
     "expect",
     "expect_cells",
+    "expect_elements",
     "expect_like",
     "expect_masses",
     "expect_not_negative",
@@ -100,6 +102,18 @@ def expect_cells(cells: Tensor, pbc: Tensor, pos: Tensor) -> None:
         raise ValueError(f"cells: expected {expected}, got {vectors} for sample {sample}")
 
 
+def expect_elements(card: object | None, z: Iterable[int], name: str) -> None:
+    """Expect elements that a model was trained on, if its card says which these are."""
+    known = getattr(card, "elements", None)
+    new = sorted(set(z) - set(known)) if known else []
+    if new:
+        from ase.data import chemical_symbols  # here, so that dynamics does not need ASE
+
+        symbols = dict(enumerate(chemical_symbols))
+        expected = f"elements of the training, {[symbols[n] for n in known]}"
+        expect(False, name, expected, [symbols.get(n, n) for n in new])
+
+
 def expect_replicas(pos: Tensor) -> None:
     """Expect positions of replicas, floating-point (R, n, 3)."""
     ok = pos.ndim == 3 and pos.shape[2] == 3 and pos.is_floating_point() and pos.numel() > 0
@@ -108,9 +122,10 @@ def expect_replicas(pos: Tensor) -> None:
 
 
 def expect_masses(masses: Tensor, n: int) -> None:
-    """Expect positive masses, (n,)."""
+    """Expect positive, finite masses, (n,)."""
     expect(masses.shape == (n,), "masses", f"shape ({n},)", tuple(masses.shape))
-    expect(bool((masses > 0).all()), "masses", "positive masses", masses.tolist())
+    ok = bool((masses > 0).all() and masses.isfinite().all())
+    expect(ok, "masses", "positive, finite masses", masses.tolist())
 
 
 def as_array(name: str, values: ArrayLike) -> NDArray[np.float64]:

@@ -301,7 +301,9 @@ def by_autograd(
     return (energy if create_graph else energy.detach()), -gradient
 
 
-def fit_element_energies(z: Tensor, energies: Tensor, batch: Tensor) -> Tensor:
+def fit_element_energies(
+    z: Tensor, energies: Tensor, batch: Tensor, counted: Tensor | None = None
+) -> Tensor:
     """Return the energy of an atom of each element that fits the total energies best, (119,).
 
     min_e Σ_b (E_b − Σ_i e(Z_i))², the solution of least norm: with one composition only the sum
@@ -311,10 +313,12 @@ def fit_element_energies(z: Tensor, energies: Tensor, batch: Tensor) -> Tensor:
         z: atomic numbers, (B, 1) or (N, 1).
         energies: energies of the samples, (B, 1).
         batch: the sample that each atom belongs to, (N,).
+        counted: which atoms have an energy to be found, (N,); None for all.
     """
     batch_size = len(sample_sizes(batch))
     elements = spread_atomic_numbers(z, batch, batch_size).long().flatten()
     counts = torch.zeros(batch_size, NUM_ELEMENTS, dtype=torch.float64)
-    counts.index_put_((batch, elements), torch.ones(len(batch)).double(), accumulate=True)
+    each = torch.ones(len(batch)) if counted is None else counted
+    counts.index_put_((batch, elements), each.double(), accumulate=True)
     solution = torch.linalg.lstsq(counts, energies.double().view(-1, 1), driver="gelsd").solution
     return solution.flatten()

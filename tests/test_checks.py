@@ -74,6 +74,7 @@ WRONG = [
     (lambda: expect_masses(torch.ones(3), 2), ValueError, r"masses: expected shape \(2,\), got \("),
     (lambda: expect_masses(torch.tensor([1.0, 0.0]), 2), ValueError, "masses: expected positive"),
     (lambda: expect_masses(torch.tensor([1.0, math.nan]), 2), ValueError, "masses: expected posit"),
+    (lambda: expect_masses(torch.tensor([1.0, math.inf]), 2), ValueError, r"masses: .*finite mass"),
     (lambda: expect_replicas(torch.zeros(2, 3)), ValueError, "positions: expected a floating"),
     (lambda: expect_replicas(torch.zeros(2, 3, 2)), ValueError, r"positions: .*got .*\(2, 3, 2\)"),
     (lambda: expect_replicas(torch.zeros(0, 3, 3)), ValueError, r"positions: .*got .*\(0, 3, 3\)"),

@@ -29,7 +29,7 @@ from molnets.command.md import Protocol
 from molnets.command.table import table
 from molnets.dynamics import lennard_jones
 from molnets.networks import NETWORKS, schnet
-from molnets.training import Settings, Trainer, evaluate, load, split
+from molnets.training import Settings, Source, Trainer, evaluate, load, split
 
 BRIEF = [*FLAGS, "--epochs=2"]
 UNITS = ["--energy-unit=eV", "--length-unit=Å"]
@@ -615,10 +615,11 @@ def own_options(kind: type) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     "subcommand, arguments, options",
     [
-        ("train", ["data"], ["--out", "--resume", "--device", "--float64", "--num-train",
-                             "--num-validation", "--num-test", "--energy-unit", "--length-unit",
+        ("train", ["data"], ["--out", "--resume", "--overwrite", "--seeds", "--device", "--float64",
+                             "--validation-data", "--test-data", "--num-train",
+                             "--num-validation", "--num-test", *own_options(Source),
                              "--network", *own_options(Settings), *own_options(schnet.Sizes)]),
-        ("test", ["checkpoint", "data"], ["--json"]),
+        ("test", ["checkpoint", "data"], ["--json", *own_options(Source)]),
         ("md", ["checkpoint", "start"], ["--out", *own_options(Protocol)]),
         ("info", ["checkpoint"], []),
     ],
@@ -691,7 +692,7 @@ WRONG = [
     (["train", "{nothing.pt}", "--out", "{out}"], r"path: expected a data file, got .*nothing\.pt"),
     (["train", "{a.txt}", "--out", "{out}"], r"path: expected a file that ASE reads, .*a\.txt"),
     (["train", "{text.pt}", "--out", "{out}"], r"path: expected plain tensors in .*text\.pt"),
-    (["train", "{no F}", "--out", "{out}"], r"data: expected the arrays \['F'\], got only \['E'"),
+    (["train", "{no F}", "--out={out}", "--forces-key=F"], r"--forces-key: .*of \['E', .*got 'F'"),
     (["train", "{unit}", "--out", "{out}", *BRIEF], r"energies, forces: expected .* change 2\d"),
     (["train", "md17:caffeine", "--out", "{out}"], r"path: expected md17: and one of .*'caffeine'"),
     ([*TRAIN, "--num-train=99"], r"num_train: expected 99 or more frames of 24, got 12"),
@@ -803,6 +804,6 @@ def test_an_earlier_run_is_not_overwritten(tmp_path):
     np.savez(data, **arrays())
     run(["train", str(data), "--out", str(out), *BRIEF])
     before = (out / "last.pt").read_bytes()
-    with pytest.raises(FileExistsError, match="out: expected a new folder, or --resume to go on"):
+    with pytest.raises(FileExistsError, match=r"out: .*, --resume to go on or --overwrite"):
         run(["train", str(data), "--out", str(out), *BRIEF])
     assert (out / "last.pt").read_bytes() == before

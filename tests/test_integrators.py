@@ -249,7 +249,7 @@ ERRORS = [
     (lambda: state_of(two_in_one_place()), "positions: expected finite .* replica 1"),
     (lambda: maxwell_boltzmann(MASSES, -1.0, 2, seeded(0)), "temperature: expected .* got -1"),
     (lambda: maxwell_boltzmann(MASSES, 1.0, 0, seeded(0)), "num_replicas: expected .* got 0"),
-    (lambda: maxwell_boltzmann(-MASSES, 1.0, 2, seeded(0)), "masses: expected positive masses"),
+    (lambda: maxwell_boltzmann(-MASSES, 1.0, 2, seeded(0)), "masses: expected positive, finite"),
     (
         lambda: langevin_baoab(springs(1.0), cluster(1), 0.1, -1.0, 1.0, seeded(0)),
         "temperature: expected a finite number, not negative, got -1",
@@ -265,3 +265,11 @@ ERRORS = [
 def test_errors_name_the_argument(attempt, message):
     with pytest.raises(ValueError, match=message):
         attempt()
+
+
+@pytest.mark.parametrize("constraints", [-1, 3, 4])
+def test_one_atom_at_rest_has_no_temperature(constraints):
+    v, mass = torch.zeros(1, 1, 3), torch.ones(1)
+    with pytest.raises(ValueError, match=f"num_constraints: expected 0 to 2, .*got {constraints}"):
+        temperature_of(v, mass, num_constraints=constraints)
+    assert temperature_of(v, mass, num_constraints=2) == 0

@@ -424,5 +424,5 @@ def test_numbers_that_name_no_element_are_refused(wrong, wrap):
     assert model(z, pos, batch).isfinite().all()
     z[2] = wrong
     for way in (model, model.energy_and_forces, model.energy_forces_virial, model.atomic_energies):
-        with pytest.raises(ValueError, match=f"z: expected whole numbers from 0 to 118, .*{wrong}"):
+        with pytest.raises(ValueError, match=f"z: expected whole numbers.*, got .*{wrong}"):
             way(z, pos, batch)

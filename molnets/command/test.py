@@ -12,12 +12,14 @@ from torch import Tensor
 
 from molnets import checkpoint
 from molnets.checkpoint import UNKNOWN
-from molnets.checks import expect
+from molnets.checks import expect, expect_elements
 from molnets.command.table import table
 from molnets.files import write_json
+from molnets.options import add_options, chosen
 from molnets.potential import Potential
-from molnets.training.data import Dataset, load
+from molnets.training.data import PARTS, Dataset
 from molnets.training.errors import evaluate, force_errors_by_element
+from molnets.training.reading import Source, load
 
 DESCRIPTION = (
     "Print the errors of a trained network on a file of frames, for each split that the file has, "
@@ -28,7 +30,8 @@ DESCRIPTION = (
 def add_arguments(parser: ArgumentParser, arguments: list[str]) -> None:
     """Add the arguments of this subcommand."""
     parser.add_argument("checkpoint", help="a file that `molnets train` wrote")
-    parser.add_argument("data", help="frames, as `molnets train` takes them, in the same units")
+    parser.add_argument("data", nargs="+", help="frames, as `molnets train` takes them")
+    add_options(parser.add_argument_group("data"), Source)
     parser.add_argument("--json", type=Path, help="where the errors go as well")
 
 
@@ -39,14 +42,10 @@ def run(options: Namespace) -> dict[str, Any]:
         ValueError: if the frames hold elements that the network was not trained on, or are in
             other units.
     """
-    potential, data = checkpoint.load(options.checkpoint), load(options.data)
+    potential = checkpoint.load(options.checkpoint)
+    data = load(*options.data, source=chosen(options, Source))
     card = potential.card
-    known = set(card.elements) or set(data.z.tolist())
-    new = sorted(set(data.z.tolist()) - known)
-    names = [chemical_symbols[z] for z in sorted(known)]
-    expect(
-        not new, "data", f"elements of the training, {names}", [chemical_symbols[z] for z in new]
-    )
+    expect_elements(card, data.z.tolist(), "data")
     theirs, ours = (card.energy_unit, card.length_unit), (data.energy_unit, data.length_unit)
     for name, expected, got in zip(("energies", "lengths"), theirs, ours, strict=True):
         expect(UNKNOWN in (expected, got) or expected == got, "data", f"{name} in {expected}", got)
@@ -73,11 +72,12 @@ def run(options: Namespace) -> dict[str, Any]:
 
 
 def _splits(data: Dataset) -> dict[str, Tensor]:
+    molecules = ~data.alone
     if data.split is None:
-        return {"all": torch.arange(len(data))}
-    names = {0: "train", 1: "test"}
-    return {names.get(number, str(number)): (data.split == number).nonzero().flatten()
-            for number in data.split.unique().tolist()}  # fmt: skip
+        return {"all": molecules.nonzero().flatten()}
+    names = {number: name for name, number in PARTS.items()}
+    return {names.get(number, str(number)): ((data.split == number) & molecules).nonzero().flatten()
+            for number in data.split[molecules].unique().tolist()}  # fmt: skip
 
 
 def _errors(potential: Potential, data: Dataset, frames: Tensor) -> dict[str, Any]:

@@ -8,23 +8,27 @@ import math
 import os
 import platform
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
 import torch.distributed as dist
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from molnets import checkpoint
+from molnets.checks import expect, expect_size
 from molnets.dynamics.figures import learning_curve_figure, parity_figure
 from molnets.files import write_json, write_whole
 from molnets.networks import NETWORKS, sizes_of
 from molnets.options import add_options, chosen
-from molnets.training.data import Dataset, check_units, load, split
+from molnets.training.consistency import check_units
+from molnets.training.data import PARTS, Dataset, joined, split
 from molnets.training.engines import ENGINES
 from molnets.training.errors import evaluate
+from molnets.training.reading import Source, load
 from molnets.training.trainer import Settings, Trainer, standardized
 from schnet_helpers import FIGURE_STYLE
 
@@ -36,23 +40,30 @@ DESCRIPTION = (
 
 def add_arguments(parser: ArgumentParser, arguments: list[str]) -> None:
     """Add the arguments of this subcommand; those of the network that is asked for among them."""
-    parser.add_argument("data", type=Path, help=".npz, .pt, a file that ASE reads (.extxyz), or "
-                        "'md17:revised ethanol', which is downloaded")  # fmt: skip
+    parser.add_argument("data", nargs="+", help=".npz, .pt, files that ASE reads (.extxyz, .traj, "
+                        ".db), or 'md17:revised ethanol', which is downloaded")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder for all results")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true",
+                       help="go on from OUT/last.pt, for more epochs or minutes too")  # fmt: skip
+    again.add_argument("--overwrite", action="store_true", help="begin anew where a run is")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train a committee of so "
+                        "many, in folders of OUT, and report their spread")  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cpu or cuda")  # fmt: skip
     parser.add_argument("--float64", action="store_true", help="double precision")
     data = parser.add_argument_group("data")
+    data.add_argument("--validation-data", nargs="+", default=[], metavar="FILE",
+                      help="files of the validation frames, if not of DATA")  # fmt: skip
+    data.add_argument("--test-data", nargs="+", default=[], metavar="FILE",
+                      help="files of the test frames, if not of DATA")  # fmt: skip
     data.add_argument("--num-train", type=int, default=0, metavar="N",
                       help="training frames; 0: all but others")  # fmt: skip
-    data.add_argument("--num-validation", type=int, default=50, metavar="N",
-                      help="validation frames")  # fmt: skip
-    data.add_argument("--num-test", type=int, default=100, metavar="N",
-                      help="test frames, where the file has no split of its own")  # fmt: skip
-    data.add_argument("--energy-unit", metavar="UNIT", help="unit of the energies, for the "
-                      "checkpoint; eV for files that ASE reads")  # fmt: skip
-    data.add_argument("--length-unit", metavar="UNIT", help="unit of the lengths, likewise")
+    data.add_argument("--num-validation", type=int, metavar="N",
+                      help="validation frames; a tenth, at most 50, if not given")  # fmt: skip
+    data.add_argument("--num-test", type=int, metavar="N", help="test frames, where the file has "
+                      "no split of its own; a fifth, at most 100, if not given")  # fmt: skip
+    add_options(data, Source)
     training = parser.add_argument_group("training")
     add_options(training, Settings, {"engine": ENGINES})
     names = ArgumentParser(add_help=False, allow_abbrev=False)
@@ -66,37 +77,115 @@ def add_arguments(parser: ArgumentParser, arguments: list[str]) -> None:
 
 def run(options: Namespace) -> dict[str, Any]:
     """Train as the options say; return what goes into metrics.json."""
-    settings, sizes = chosen(options, Settings), chosen(options, sizes_of(options.network))
+    settings, source = chosen(options, Settings), chosen(options, Source)
+    sizes = chosen(options, sizes_of(options.network))
+    expect_size("seeds", options.seeds)
     _keep_memory()
     _expect_device(options.device)
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
         if options.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if not options.resume and (options.out / "last.pt").exists():
-        expected = "a new folder, or --resume to go on"
-        raise FileExistsError(f"out: expected {expected}, got {options.out}, which holds a run")
-    data = load(options.data)
-    data.energy_unit = options.energy_unit or data.energy_unit
-    data.length_unit = options.length_unit or data.length_unit
-    check_units(data)
-    train, validation, test = split(
-        data, options.num_train, options.num_validation, options.num_test, settings.seed
-    )
+    folders = [options.out / f"seed-{settings.seed + n}" for n in range(options.seeds)]
+    folders = folders if options.seeds > 1 else [options.out]
+    for folder in folders:
+        _expect_new(folder, options)
+    data = read(options, source)
+    metrics = []
+    for number, folder in enumerate(folders):
+        own = replace(settings, seed=settings.seed + number)
+        metrics.append(_train(options, data, sizes, own, folder))
+    if options.seeds > 1 and metrics[0]:
+        metrics = [_spread(metrics, options.out)]
+    if dist.is_initialized():
+        gc.collect()  # what shares gradients must go before the connections do
+        dist.barrier()
+        dist.destroy_process_group()
+    return metrics[0]
+
+
+def _expect_new(folder: Path, options: Namespace) -> None:
+    """Expect a folder without a run, unless the options say what to do with it."""
+    there = [name for name in ("last.pt", "best.pt") if (folder / name).exists()]
+    if options.overwrite:
+        for name in there:
+            (folder / name).unlink()
+    elif there and not options.resume:
+        expected = "a new folder, --resume to go on or --overwrite to begin anew"
+        raise FileExistsError(f"out: expected {expected}, got {folder}, which holds a run")
+
+
+def read(options: Namespace, source: Source) -> Dataset:
+    """Return the data that the options name, and print what they are."""
+    parts, codes = [load(*options.data, source=source)], [None]
+    for name, paths in (("validation", options.validation_data), ("test", options.test_data)):
+        if paths:
+            parts.append(load(*paths, source=source))
+            codes.append(PARTS[name])
+    data = joined(parts, codes)
+    data = data if len(parts) == 1 else data.without_duplicates()
+    found = check_units(data)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print("\n".join([*summary(data), str(found)]), flush=True)
+    return data
+
+
+def summary(data: Dataset) -> list[str]:
+    """Return what the data are, line by line."""
+    frames = data.n_atoms[~data.alone]
+    sizes = f"{int(frames.min())} to {int(frames.max())}" if len(frames) else "no"
+    elements = " ".join(chemical_symbols[z] for z in data.z.unique().tolist())
+    periodic = 0 if data.cells is None else int(data.cells.flatten(1).any(dim=1).sum())
+    lines = [f"{len(frames)} frames of {sizes} atoms, {periodic} periodic; elements {elements}; "
+             f"energies in {data.energy_unit}, lengths in {data.length_unit}",
+             *dict.fromkeys(data.notes)]  # fmt: skip
+    alone = {chemical_symbols[z]: e for z, e in data.isolated_energies().items()}
+    if alone:
+        energies = ", ".join(f"{name} {energy:.6g}" for name, energy in alone.items())
+        lines.append(f"energies of isolated atoms are those of their elements: {energies}")
+    return lines
+
+
+def _train(
+    options: Namespace, data: Dataset, sizes: Any, settings: Settings, out: Path
+) -> dict[str, Any]:
+    """Train one network; return its metrics, on the first process."""
+    numbers = options.num_train, options.num_validation, options.num_test
+    train, validation, test = split(data, *numbers, settings.seed)
+    new = set(data.z[data.atoms_of(torch.cat([validation, test]))].tolist())
+    new -= set(data.z[data.atoms_of(train)].tolist())
+    expected = "elements that a training frame has, in validation and test frames"
+    expect(not new, "data", expected, [chemical_symbols[z] for z in sorted(new)])
     torch.manual_seed(settings.seed)
     potential = standardized(sizes, data, train).to(options.device)
     potential = potential.double() if options.float64 else potential
-    trainer = Trainer(potential, data, train, validation, settings, options.out)
+    trainer = Trainer(potential, data, train, validation, settings, out)
+    unseen = int((data.edges(potential.cutoff).counts[train] == 0).sum())
+    if trainer.rank == 0:
+        print(f"{len(train)} frames to train on, {len(validation)} for validation, {len(test)} to "
+              f"test on; {potential.card.network}, {sum(p.numel() for p in trainer.weights):,} "
+              f"weights, batches of {settings.batch_size}")  # fmt: skip
+        if unseen:
+            print(f"{unseen} training frames have no atoms within the cutoff of {potential.cutoff}")
     if options.resume:
-        trainer.resume(options.out / "last.pt")
+        trainer.resume(out / "last.pt")
     trainer.run()
-    metrics = report(trainer, data, test) if trainer.rank == 0 else {}
-    if dist.is_initialized():
-        del trainer, potential  # what shares gradients must go before the connections do
-        gc.collect()
-        dist.barrier()
-        dist.destroy_process_group()
-    return metrics
+    return report(trainer, data, test) if trainer.rank == 0 else {}
+
+
+def _spread(metrics: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """Write and print the mean and the standard deviation of a committee's errors."""
+    names = [name for name in metrics[0] if name.startswith("test_")]
+    values = {name: torch.tensor([row[name] for row in metrics], dtype=torch.float64)
+              for name in names}  # fmt: skip
+    found = {"seeds": [row["settings"]["seed"] for row in metrics]}
+    for name, x in values.items():
+        found |= {name: float(x.mean()), f"{name}_std": float(x.std())}
+    write_json(found, out / "metrics.json")
+    shown = (f"{name.removeprefix('test_')} {float(x.mean()):.4g} ± {float(x.std()):.2g}"
+             for name, x in values.items() if name.endswith("mae"))  # fmt: skip
+    print(f"test, {len(metrics)} seeds, mean ± standard deviation: {', '.join(shown)}; in {out}")
+    return found
 
 
 def _keep_memory() -> None:
@@ -137,22 +226,29 @@ def report(trainer: Trainer, data: Dataset, test: Tensor) -> dict[str, Any]:
         "energy_unit": card.energy_unit, "length_unit": card.length_unit,
     }  # fmt: skip
     write_json(metrics, out / "metrics.json")
-    _draw(trainer, data.take(test, torch.float64), data.n_atoms[test].view(-1, 1), energy, forces)
-    print(f"test: energy MAE {errors.energy_mae:.4g}, force MAE {errors.force_mae:.4g}; in {out}")
+    _draw(trainer, data, test, (energy, forces))
+    shown = {"energy": errors.energy_mae, "force": errors.force_mae,
+             "virial per atom": errors.virial_per_atom_mae}  # fmt: skip
+    known = [f"{name} MAE {x:.4g}" for name, x in shown.items() if not math.isnan(x)]
+    kept = min(trainer.history, key=lambda row: row["validation"])
+    which = "the running average of the weights" if kept["averaged"] else "the weights themselves"
+    print(f"test: {', '.join(known)}; of {which} after epoch {kept['epoch']}; in {out}")
     return metrics
 
 
-def _draw(trainer: Trainer, target: Any, n_atoms: Tensor, energy: Tensor, forces: Tensor) -> None:
-    card = trainer.potential.card
-    unit, per_length = card.units()
+def _draw(trainer: Trainer, data: Dataset, test: Tensor, found: tuple[Tensor, Tensor]) -> None:
+    unit, per_length = trainer.potential.card.units()
     epochs = [row for row in trainer.history if math.isfinite(row["loss"])]  # not: interrupted
     history = {name: [row[name] for row in epochs] for name in trainer.history[0]}
-    figures = {
-        "energy_parity": parity_figure(
-            target.energies / n_atoms, energy / n_atoms, "energy per atom", unit
-        ),
-        "force_parity": parity_figure(target.forces, forces, "force", per_length),
+    target, n = data.take(test, torch.float64), data.n_atoms[test].view(-1, 1)
+    known = data.labels[test]
+    parts = {
+        "energy_parity": (target.energies / n, found[0] / n, known[:, 0]),
+        "force_parity": (target.forces, found[1], known[:, 1].repeat_interleave(n.flatten())),
     }
+    names = {"energy_parity": ("energy per atom", unit), "force_parity": ("force", per_length)}
+    figures = {name: parity_figure(right[rows], got[rows], *names[name])
+               for name, (right, got, rows) in parts.items() if rows.any()}  # fmt: skip
     if epochs:
         figures["learning_curve"] = learning_curve_figure(history)
     for name, figure in figures.items():

@@ -21,7 +21,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor, nn
 
 from molnets import checkpoint
-from molnets.checks import expect
+from molnets.checks import expect, expect_elements
 from molnets.edges import Graph
 from molnets.potential import as_potential
 from molnets.tables import tabulated
@@ -101,9 +101,7 @@ class ModelCalculator(Calculator):
     def _system_of(self, atoms: Atoms) -> tuple[Tensor | None, ...]:
         """Return z, pos, batch, cells and pbc as the model takes them."""
         if self._known is not None and not self._known[atoms.numbers].all():
-            new = sorted({chemical_symbols[z] for z in atoms.numbers if not self._known[z]})
-            known = [chemical_symbols[z] for z in np.flatnonzero(self._known)]
-            expect(False, "atoms", f"elements of the training, {known}", new)
+            expect_elements(self.model.card, atoms.numbers.tolist(), "atoms")
         like = {"dtype": self._weight.dtype, "device": self._weight.device}
         z = torch.from_numpy(atoms.numbers).to(self._weight.device).view(-1, 1)
         batch = torch.zeros(len(atoms), dtype=torch.int64, device=self._weight.device)

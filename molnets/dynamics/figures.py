@@ -153,11 +153,12 @@ def learning_curve_figure(history: Mapping[str, ArrayLike], energy_unit: str = "
     """Draw the loss of the training frames and the errors of the validation frames by epoch.
 
     Args:
-        history: the columns `epoch`, `loss`, `energy_mae`, `force_mae`, each (T,).
+        history: the columns `epoch`, `loss`, and `energy_mae`, `force_mae` if known, each (T,).
         energy_unit: for the labels; forces are per length.
     """
-    fig, axes = _panels(1, 3, 6.4, 2.2)
     labels = {"loss": "training loss", "energy_mae": "energy MAE", "force_mae": "force MAE"}
+    labels = {name: label for name, label in labels.items() if name in history}
+    fig, axes = _panels(1, len(labels), 6.4, 2.2)
     for ax, (name, label) in zip(axes, labels.items(), strict=True):
         ax.semilogy(as_array("epoch", history["epoch"]), as_array(name, history[name]), linewidth=1)
         unit = f" ({energy_unit})" if energy_unit and name == "energy_mae" else ""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from molnets.checks import as_cells, expect, expect_replicas
+from molnets.checks import as_cells, expect, expect_elements, expect_replicas
 from molnets.potential import as_potential, energy_and_forces
 
 MAX_PAIRS = 2**16  # pairs of atoms held in memory at once: they stay in the processor's cache
@@ -109,12 +109,14 @@ def model_force_fn(
     Raises:
         TypeError: with cells, if `model` is neither a `Potential` nor a network.
         ValueError: if `z` or `cells` has another shape, `z` another number of atoms than the
-            positions, or `cells` another number of replicas.
+            positions or an element that the model was not trained on, or `cells` another number of
+            replicas.
     """
     expect(z.shape in {(z.numel(),), (z.numel(), 1)}, "z", "shape (n,) or (n, 1)", tuple(z.shape))
     n, z = z.numel(), z.reshape(-1, 1)
     expect(cells is not None or pbc is None, "pbc", "None without cells", pbc)
     model = model if cells is None else as_potential(model)
+    expect_elements(getattr(model, "card", None), z.flatten().tolist(), "z")
 
     def force_fn(pos: Tensor) -> tuple[Tensor, Tensor]:
         expect_replicas(pos)

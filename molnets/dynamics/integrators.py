@@ -107,8 +107,14 @@ def kinetic_energy(velocities: Tensor, masses: Tensor) -> Tensor:
 def temperature_of(
     velocities: Tensor, masses: Tensor, *, num_constraints: int = 0, k_B: float = 1.0
 ) -> Tensor:
-    """Return T = 2 K / ((3n − constraints) k_B) of each replica: (R, n, 3) -> (R,)."""
+    """Return T = 2 K / ((3n − constraints) k_B) of each replica: (R, n, 3) -> (R,).
+
+    Raises:
+        ValueError: if no degree of freedom is left.
+    """
     dof = 3 * len(masses) - num_constraints  # 3 if the centre of mass rests, 6 without rotation
+    expected = f"0 to {3 * len(masses) - 1}, fewer than the degrees of freedom"
+    expect(num_constraints >= 0 and dof > 0, "num_constraints", expected, num_constraints)
     return 2 * kinetic_energy(velocities, masses) / (dof * k_B)
 
 

@@ -7,11 +7,12 @@ Cells:  lattice vectors in rows, as the file has them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from io import StringIO
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +40,11 @@ class ExtxyzWriter:
             isolated molecules.
         pbc: whether each replica is periodic along each vector of its cell, (R, 3), or (3,) or one
             for all; plays no part without cells.
-        append: continue a file; an entry that was cut off at its end is removed.
+        append: continue a file of the same atoms and as many replicas; an entry that was cut off at
+            its end is removed, and so are those of its step.
+
+    Raises:
+        ValueError: if the file to be continued holds other atoms.
     """
 
     def __init__(
@@ -48,7 +53,11 @@ class ExtxyzWriter:
     ) -> None:  # fmt: skip
         self.path, self.symbols, self.cells, self.pbc = Path(path), list(symbols), cells, pbc
         with open(path, "ab" if append else "xb") as file:
-            file.truncate(_length_of_whole_frames(path))
+            whole = _whole_steps(path)
+            expected = f"the atoms of {path}, {whole.symbols}"
+            expect(whole.symbols in (None, self.symbols), "symbols", expected, self.symbols)
+            file.truncate(whole.length)
+        self._earlier = whole
 
     def write(self, step: int, state: State) -> None:
         """Append one entry per replica and hand them to the system: a killed process keeps them.
@@ -59,6 +68,7 @@ class ExtxyzWriter:
         """
         n, num_replicas = len(self.symbols), len(state.positions)
         expect(state.positions.shape[1] == n, "state", f"{n} atoms", state.positions.shape[1])
+        self._expect_replicas(num_replicas)
         borders = _borders(self.cells, self.pbc, num_replicas)
         m = state.masses.view(1, n, 1).expand(num_replicas, n, 1)
         rows = torch.cat([state.positions, m * state.velocities, state.forces, m], dim=2).tolist()
@@ -69,6 +79,16 @@ class ExtxyzWriter:
             text += [f"{self.symbols[i]} {' '.join(map(repr, rows[r][i]))}" for i in range(n)]
         with open(self.path, "ab") as file:
             file.write("\n".join([*text, ""]).encode())
+
+    def _expect_replicas(self, num_replicas: int) -> None:
+        """Expect as many replicas as the file has; a single step with fewer of them was cut off."""
+        whole, self._earlier = self._earlier, _Whole(0, 0, 0, None)
+        if whole.num_steps == 1 and whole.num_replicas < num_replicas:
+            with open(self.path, "ab") as file:
+                file.truncate(0)
+        elif whole.num_steps:
+            expected = f"{whole.num_replicas} replicas as in {self.path}"
+            expect(num_replicas == whole.num_replicas, "state", expected, num_replicas)
 
 
 def _borders(
@@ -86,8 +106,19 @@ def _borders(
     return borders
 
 
-def _length_of_whole_frames(path: str | Path) -> int:
-    length = 0
+class _Whole(NamedTuple):
+    """The steps that are whole: bytes, their number, the replicas in each, and the atoms."""
+
+    length: int
+    num_steps: int
+    num_replicas: int
+    symbols: list[str] | None
+
+
+def _whole_steps(path: str | Path) -> _Whole:
+    """Return what a file holds, without a last step whose replicas are not all there."""
+    steps: list[list[int]] = []  # where each entry of each step ends
+    symbols, length, last = None, 0, None
     with open(path, "rb") as file:
         while (count := file.readline()).endswith(b"\n"):
             ok = count.strip().isdigit()
@@ -96,13 +127,22 @@ def _length_of_whole_frames(path: str | Path) -> int:
             if len(lines) <= int(count) or not lines[-1].endswith(b"\n"):
                 break
             length += len(count) + sum(map(len, lines))
-    return length
+            step = re.search(rb"\bstep=(\d+)", lines[0])
+            if step is None or last is None or step[1] != last:
+                steps.append([])
+            last = None if step is None else step[1]
+            steps[-1].append(length)
+            symbols = symbols or [line.split()[0].decode() for line in lines[1:]]
+    num_replicas = len(steps[0]) if steps else 0
+    if len(steps) > 1 and len(steps[-1]) < num_replicas:
+        steps.pop()
+    return _Whole(steps[-1][-1] if steps else 0, len(steps), num_replicas, symbols)
 
 
 def read_trajectory(path: str | Path) -> list[Atoms]:
-    """Return the entries of an extended XYZ file as ASE reads them, but for one that is cut off."""
+    """Return the entries of an extended XYZ file as ASE reads them, but for a step cut off."""
     import ase.io  # here, so that dynamics does not need ASE
 
     with open(path, "rb") as file:
-        whole = file.read(_length_of_whole_frames(path)).decode()
+        whole = file.read(_whole_steps(path).length).decode()
     return ase.io.read(StringIO(whole), ":", format="extxyz") if whole else []

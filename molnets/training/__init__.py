@@ -1,12 +1,15 @@
 """Training on energies and forces.
 
-data.py      frames from files, their edges, and how they are split
+data.py      frames, their edges, and how they are split
+reading.py   frames from files: keys and units
+consistency.py  whether energies and forces belong together
 errors.py    the loss, and errors over all and by element
 engines.py   what computes the loss of a step and its gradient
 trainer.py   the loop, its settings, and its checkpoints
 """
 
-from molnets.training.data import Batch, Dataset, check_units, load, split
+from molnets.training.consistency import check_units
+from molnets.training.data import Batch, Dataset, joined, split
 from molnets.training.engines import ENGINES, PlainForces, PlainSteps, make_steps
 from molnets.training.errors import (
     Errors,
@@ -16,6 +19,7 @@ from molnets.training.errors import (
     force_errors_by_element,
     loss_of,
 )
+from molnets.training.reading import Source, load
 from molnets.training.trainer import Settings, Trainer, standardized
 
 __all__ = [
@@ -27,11 +31,13 @@ __all__ = [
     "PlainForces",
     "PlainSteps",
     "Settings",
+    "Source",
     "Trainer",
     "check_units",
     "evaluate",
     "factors_of",
     "force_errors_by_element",
+    "joined",
     "load",
     "loss_of",
     "make_steps",

@@ -1,18 +1,17 @@
-"""Training data: frames with energies and forces, from .npz, .pt or any file that ASE reads.
+"""Training data: frames with energies, forces and virials, their edges, and how they are split.
 
 The edges of the frames are found once, since the frames do not move.
 
 Axes:   T frames, N atoms of all frames one after the other, B samples of a batch, E edges.
-Units:  those of the file; nothing is converted.
+Units:  any; `energy_unit` and `length_unit` say which, and forces are energy / length.
 """
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -23,13 +22,10 @@ from molnets.edges import Edges, Graph, repeated
 from molnets.potential import NUM_ELEMENTS
 from molnets.tables import Frames
 
-NAMES = ({"pos": "R", "energies": "E", "forces": "F", "z": "z"},
-         {"pos": "coords", "energies": "energies", "forces": "forces", "z": "nuclear_charges"},
-         {"pos": "positions", "energies": "e_pot", "forces": "forces"})  # fmt: skip
-MD17 = "md17:"  # what a data set that is downloaded begins with
 FRAMES_AT_ONCE = 256  # whose edges are searched in one call
 PATIENCE = 2.0  # seconds without a progress bar
-UNIT_FACTOR = 3.0  # eV and kcal/mol differ by 23, eV and Hartree by 27
+PARTS = {"train": 0, "test": 1, "validation": 2}  # what a file says of its frames
+MOST_VALIDATION, MOST_TEST = 50, 100  # frames, unless a number is given
 
 
 class Batch(NamedTuple):
@@ -53,13 +49,17 @@ class Dataset:
         forces: forces, (N, 3).
         n_atoms: number of atoms of each frame, (T,).
         cells: lattice vectors in rows, (T, 3, 3); zero rows where a frame is not periodic.
-        split: 0 for a frame to train on, 1 for a test frame, (T,), where the file says so.
+        split: 0 for a frame to train on, 1 for a test frame, 2 for validation, (T,), where the
+            file says so.
         virials: ∂E/∂ε of a strain ε, the stress times the volume, (T, 3, 3).
         labels: whether a frame's energy, forces and virial are known, (T, 3); None for all that are
             given. What is not known is 0.
         weights: how much the frames count in the loss, (T,).
+        alone: whether a frame is an isolated atom, whose energy is its element's, (T,); None for
+            all single atoms that are not periodic.
 
     Attributes:
+        notes: what was found and done when the data were read, line by line.
         energy_unit: unit of the energies, if it is known; forces are energy / length.
         length_unit: unit of the positions, if it is known.
 
@@ -71,7 +71,7 @@ class Dataset:
     def __init__(
         self, z: Tensor, pos: Tensor, energies: Tensor, forces: Tensor, n_atoms: Tensor,
         cells: Tensor | None = None, split: Tensor | None = None, virials: Tensor | None = None,
-        labels: Tensor | None = None, weights: Tensor | None = None,
+        labels: Tensor | None = None, weights: Tensor | None = None, alone: Tensor | None = None,
     ) -> None:  # fmt: skip
         num_frames, num_atoms = len(n_atoms), int(n_atoms.sum())
         expected = {
@@ -84,10 +84,11 @@ class Dataset:
             "virials": (num_frames, 3, 3),
             "labels": (num_frames, 3),
             "weights": (num_frames,),
+            "alone": (num_frames,),
         }
         given = {"z": z, "pos": pos, "energies": energies, "forces": forces, "cells": cells,
                  "split": split, "virials": virials, "labels": labels,
-                 "weights": weights}  # fmt: skip
+                 "weights": weights, "alone": alone}  # fmt: skip
         given = {name: x for name, x in given.items() if x is not None}
         ok = num_frames > 0 and int(n_atoms.min()) > 0
         expect(ok, "n_atoms", "at least one frame, and atoms in every frame", n_atoms.tolist())
@@ -111,6 +112,11 @@ class Dataset:
         self.weights = torch.ones(num_frames).double() if weights is None else weights.double()
         negative = (self.weights < 0).nonzero().flatten()
         expect(len(negative) == 0, "weights", "none below 0", f"frames {negative.tolist()}")
+        if alone is None:
+            alone = (self.n_atoms == 1) & self.labels[:, 0]
+            alone &= ~self.cells.flatten(1).any(dim=1) if self.cells is not None else True
+        self.alone = alone.bool()
+        self.notes: list[str] = []
         self.first = self.n_atoms.cumsum(0) - self.n_atoms
         self.energy_unit = self.length_unit = UNKNOWN
         self._edges: dict[float, FrameEdges] = {}
@@ -119,6 +125,59 @@ class Dataset:
     def __len__(self) -> int:
         """Return the number of frames."""
         return len(self.n_atoms)
+
+    def isolated_energies(self) -> dict[int, float]:
+        """Return the energies of the elements that are there as isolated atoms: their mean."""
+        z, energies = self.z[self.first[self.alone]], self.energies[self.alone]
+        return {int(n): float(energies[z == n].mean()) for n in z.unique()}
+
+    def subset(self, frames: Tensor) -> Dataset:
+        """Return some frames as a data set."""
+        atoms = self.atoms_of(frames)
+        optional = {name: None if x is None else x[frames] for name, x in (
+            ("cells", self.cells), ("split", self.split), ("virials", self.virials)
+        )}  # fmt: skip
+        data = Dataset(
+            self.z[atoms], self.pos[atoms], self.energies[frames], self.forces[atoms],
+            self.n_atoms[frames], **optional, labels=self.labels[frames],
+            weights=self.weights[frames], alone=self.alone[frames],
+        )  # fmt: skip
+        data.energy_unit, data.length_unit = self.energy_unit, self.length_unit
+        data.notes = [*self.notes]
+        return data
+
+    def without_duplicates(self) -> Dataset:
+        """Return the frames without those that are there already, and say so in the notes.
+
+        Raises:
+            ValueError: if two frames are the same but for their labels, or their parts of the split
+                are not the same: the test would know what it tests.
+        """
+        seen: dict[bytes, int] = {}
+        kept, twice = [], []
+        parts = zip(self.z.split(self.n_atoms.tolist()), self.pos.split(self.n_atoms.tolist()),
+                    strict=True)  # fmt: skip
+        for frame, (z, pos) in enumerate(parts):
+            cell = b"" if self.cells is None else self.cells[frame].numpy().tobytes()
+            first = seen.setdefault(z.numpy().tobytes() + pos.numpy().tobytes() + cell, frame)
+            (kept if first == frame else twice).append((first, frame))
+        if not twice:
+            return self
+        for first, frame in twice:
+            pair = torch.tensor([first, frame])
+            forces = self.forces[self.atoms_of(pair)].view(2, -1, 3)
+            same = bool(torch.equal(self.labels[first], self.labels[frame])
+                        and torch.isclose(*self.energies[pair], rtol=1e-9, atol=1e-6)
+                        and torch.allclose(*forces, rtol=1e-6, atol=1e-6))  # fmt: skip
+            expected = "frames that are there once, or with the same labels"
+            expect(same, "data", expected, f"frames {first} and {frame}, which have others")
+            if self.split is not None:
+                same = bool(self.split[first] == self.split[frame])
+                expected = "no frame in two parts of the split"
+                expect(same, "split", expected, f"frames {first} and {frame}, which are the same")
+        data = self.subset(torch.tensor([frame for _, frame in kept]))
+        data.notes.append(f"{len(twice)} frames are there twice: the second ones are left out")
+        return data
 
     def atoms_of(self, frames: Tensor) -> Tensor:
         """Return the indices of the atoms of some frames, frame after frame."""
@@ -214,166 +273,56 @@ class FrameEdges:
         return Edges(index.to(device), vector.to(device, dtype))
 
 
-def load(path: str | Path) -> Dataset:
-    """Read a dataset; the file's ending decides how.
+def joined(parts: Sequence[Dataset], codes: Sequence[int | None] = ()) -> Dataset:
+    """Return several data sets as one.
 
-    `.npz` and `.pt` hold `R, E, F, z` (MD17's names), `coords, energies, forces, nuclear_charges`
-    (revised MD17's), or `positions, e_pot, forces` (one atom type, Z = 1), of shape (T, n, 3), (T,)
-    or (T, 1), (T, n, 3) and (n,); or `n_atoms` (T,) and `R, F, z` of all frames one after the
-    other. `cell` (T, 3, 3) and `split` (T,) are taken where they are. Everything else is read by
-    ASE, with the energies and forces that the file holds. `md17:revised ethanol`, or another of
-    the names in PyG's `MD17`, is downloaded to the folder `md17` once; it is in kcal/mol and Å.
+    Args:
+        parts: the data sets, in the same units.
+        codes: which part of the split each one is, as in `PARTS`; None to keep its own.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ConnectionError: if a data set can't be downloaded.
-        KeyError: if an array is missing; the message names it.
-        ValueError: if the file holds something else than plain arrays, or bad values.
+        ValueError: if their units are not the same.
     """
-    if str(path).startswith(MD17):
-        return _from_md17(str(path).removeprefix(MD17))
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"path: expected a data file, got {path}, where no file is")
-    if path.suffix == ".npz":
-        return _from_arrays(_read_npz(path))
-    if path.suffix in (".pt", ".pth"):
-        return _from_arrays(_read_pt(path))
-    return _from_ase(path)
-
-
-def _from_md17(name: str, root: str = "md17") -> Dataset:
-    """Let PyG download, and read the file itself: PyG rounds energies to float32, 0.3 meV off."""
-    from torch_geometric import datasets
-
-    names = [name for name in datasets.MD17.file_names if "CCSD" not in name]  # one file each
-    if name not in names:
-        raise ValueError(f"path: expected {MD17} and one of {names}, got {name!r}")
-    try:
-        raw = datasets.MD17(root, name).raw_paths[0]
-    except OSError as error:
-        raise ConnectionError(f"path: expected to download {name!r}, got {error}") from error
-    data = _from_arrays(_read_npz(Path(raw)))
-    data.energy_unit, data.length_unit = "kcal/mol", "Å"
+    first = parts[0]
+    codes = codes or [None] * len(parts)
+    if len(parts) == 1 and codes[0] is None:
+        return first
+    for name in ("energy_unit", "length_unit"):
+        units = [getattr(part, name) for part in parts]
+        expect(len(set(units)) == 1, "data", f"files of one {name.replace('_', ' ')}", units)
+    own = [part.split if code is None else torch.full((len(part),), code)
+           for part, code in zip(parts, codes, strict=True)]  # fmt: skip
+    given = [x for x in own if x is not None]
+    split = [torch.zeros(len(part)).long() if x is None else x
+             for part, x in zip(parts, own, strict=True)]  # fmt: skip
+    optional = {}
+    for name in ("cells", "virials"):
+        there = [getattr(part, name) for part in parts]
+        filled = [torch.zeros(len(part), 3, 3).double() if x is None else x
+                  for part, x in zip(parts, there, strict=True)]  # fmt: skip
+        optional[name] = torch.cat(filled) if any(x is not None for x in there) else None
+    names = ("z", "pos", "energies", "forces", "n_atoms", "labels", "weights", "alone")
+    whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    data = Dataset(**whole, **optional, split=torch.cat(split) if given else None)
+    data.energy_unit, data.length_unit = first.energy_unit, first.length_unit
+    data.notes = [note for part in parts for note in part.notes]
     return data
-
-
-def _read_npz(path: Path) -> dict[str, Tensor]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except Exception as error:  # of many kinds, for what is no archive or cut off
-        raise ValueError(f"path: expected plain arrays in {path}, got {error}") from error
-    numbers = {key: x for key, x in arrays.items() if x.dtype.kind in "fiub"}
-    return {key: _as_tensor(x) for key, x in numbers.items()}
-
-
-def _as_tensor(x: np.ndarray) -> Tensor:
-    """Return an array in a dtype that torch can compute with, and in this machine's byte order."""
-    dtype = x.dtype.newbyteorder("=") if x.dtype.kind == "f" else np.int64
-    return torch.from_numpy(np.asarray(x, dtype))
-
-
-def _read_pt(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whose text is long, and says how to run the code all the same
-        got = type(error).__name__
-        raise ValueError(f"path: expected plain tensors in {path}, got {got}") from error
-    expected = f"tensors by name in {path}"
-    expect(isinstance(content, dict), "path", expected, type(content).__name__)
-    return {key: x for key, x in content.items() if isinstance(x, Tensor)}
-
-
-def _from_arrays(arrays: dict[str, Tensor]) -> Dataset:
-    names = next((names for names in NAMES if names["pos"] in arrays), NAMES[0])
-    missing = [key for key in names.values() if key not in arrays]
-    if missing:
-        raise KeyError(f"data: expected the arrays {missing}, got only {sorted(arrays)}")
-    pos, energies, forces = (arrays[names[key]] for key in ("pos", "energies", "forces"))
-    if "n_atoms" in arrays:
-        n_atoms, z = arrays["n_atoms"], arrays[names["z"]]
-    elif pos.ndim != 3 or pos.shape[2] != 3:
-        raise ValueError(f"{names['pos']}: expected shape (T, n, 3), got {tuple(pos.shape)}")
-    else:
-        n_atoms = torch.full((pos.shape[0],), pos.shape[1])
-        z = arrays.get(names.get("z", "z"), torch.ones(pos.shape[1])).flatten()
-        if forces.shape != pos.shape or len(z) != pos.shape[1]:
-            raise ValueError(
-                f"{names['forces']}, z: expected {tuple(pos.shape)} and ({pos.shape[1]},) as "
-                f"{names['pos']}, got {tuple(forces.shape)} and ({len(z)},)"
-            )
-        pos, forces, z = pos.reshape(-1, 3), forces.reshape(-1, 3), z.repeat(len(n_atoms))
-    return Dataset(
-        z, pos, energies.flatten(), forces, n_atoms, arrays.get("cell"), arrays.get("split")
-    )
-
-
-def _from_ase(path: Path) -> Dataset:
-    from ase.calculators.calculator import PropertyNotImplementedError
-    from ase.io import read
-
-    try:
-        frames = read(path, index=":")
-    except Exception as error:  # each format has its own
-        got = f"{type(error).__name__} {error}"
-        raise ValueError(f"path: expected a file that ASE reads, {path}, got {got}") from error
-    if not frames:
-        raise ValueError(f"path: expected frames in {path}, got none")
-    bare = {"apply_constraint": False}  # atoms that were held fixed have forces all the same
-    try:
-        energies = [atoms.get_potential_energy(**bare) for atoms in frames]
-        forces = np.concatenate([atoms.get_forces(**bare) for atoms in frames])
-    except (PropertyNotImplementedError, RuntimeError) as error:
-        raise KeyError(f"path: expected energies and forces in {path}, got {error}") from error
-    cells = np.stack([atoms.cell.array * atoms.pbc[:, None] for atoms in frames])
-    data = Dataset(
-        torch.as_tensor(np.concatenate([atoms.numbers for atoms in frames])),
-        torch.as_tensor(np.concatenate([atoms.positions for atoms in frames])),
-        torch.tensor(energies, dtype=torch.float64), torch.as_tensor(forces),
-        torch.tensor([len(atoms) for atoms in frames]), torch.as_tensor(cells),
-    )  # fmt: skip
-    data.energy_unit, data.length_unit = "eV", "Å"  # ASE's
-    return data
-
-
-def check_units(data: Dataset, max_frames: int = 300) -> float | None:
-    """Compare energies and forces: return the slope of ΔE against −½ (F + F') · Δr, about 1.
-
-    Each frame is compared with the one of the same shape that is nearest to it. Where the two
-    correlate well but the slope is far from 1, energies and forces are in different units.
-
-    Raises:
-        ValueError: if the slope is off by more than a factor of 3.
-    """
-    num = min(len(data), max_frames)
-    if data.cells is not None or num < 3 or (data.n_atoms != data.n_atoms[0]).any():
-        return None
-    pos, forces = (x.view(len(data), -1)[:num] for x in (data.pos, data.forces))
-    nearest = (torch.cdist(pos, pos) + torch.eye(num) * 1e12).argmin(dim=1)
-    work = -(0.5 * (forces + forces[nearest]) * (pos[nearest] - pos)).sum(dim=1)
-    change = data.energies[nearest] - data.energies[:num]
-    if not torch.corrcoef(torch.stack([work, change]))[0, 1] >= 0.7:  # NaN where one is constant
-        return None
-    slope = float((work * change).sum() / work.square().sum())
-    if not 1 / UNIT_FACTOR < slope < UNIT_FACTOR:
-        raise ValueError(
-            f"energies, forces: expected forces in the energy unit per length unit, got energies "
-            f"that change {slope:.3g} times as much as the forces say"
-        )
-    return slope
 
 
 def split(
-    data: Dataset, num_train: int, num_validation: int, num_test: int, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    data: Dataset, num_train: int = 0, num_validation: int | None = None,
+    num_test: int | None = None, seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the indices of training, validation and test frames, drawn with a seed.
 
+    Isolated atoms are in none of them.
+
     Args:
-        data: the frames; where the file says which are for testing, these are the test frames.
+        data: the frames; where the file says which are for testing, or for validation, these are.
         num_train: how many to train on; 0 for all that are left.
-        num_validation: how many choose the best weights.
-        num_test: how many to test on, where the file does not say.
+        num_validation: how many choose the best weights, where the file does not say; None for a
+            tenth, at most 50.
+        num_test: how many to test on, likewise; None for a fifth, at most 100.
         seed: of the drawing.
 
     Raises:
@@ -381,17 +330,25 @@ def split(
     """
     numbers = {"num_train": num_train, "num_validation": num_validation, "num_test": num_test}
     for name, number in numbers.items():
-        expect_not_negative(name, number)
+        expect_not_negative(name, number or 0)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    if data.split is None:
-        test, rest = order[:num_test], order[num_test:]
-    else:
-        test, rest = order[data.split[order] == 1], order[data.split[order] == 0]
-    validation, train = rest[:num_validation], rest[num_validation:]
-    train = train[: num_train or None]
-    for name, part, least in (("num_train", train, max(1, num_train)),
-                              ("num_validation", validation, max(1, num_validation)),
-                              ("num_test", test, 1)):  # fmt: skip
-        expected = f"{least} or more frames of {len(data)}"
-        expect(len(part) >= least, name, expected, len(part))
-    return train, validation, test
+    rest, parts = order[~data.alone[order]], {}
+    total = len(rest)
+    for name, fraction, most in (("test", 5, MOST_TEST), ("validation", 10, MOST_VALIDATION)):
+        number = numbers[f"num_{name}"]
+        says = None if data.split is None else data.split[rest] == PARTS[name]
+        if says is not None and says.any():
+            parts[name], rest = rest[says], rest[~says]
+            continue
+        number = max(1, min(most, total // fraction)) if number is None else number
+        parts[name], rest = rest[:number], rest[number:]
+    train = rest[: num_train or None]
+    least = {"test": 1, "validation": max(1, num_validation or 0), "train": max(1, num_train)}
+    for name, part in (
+        ("train", train),
+        ("validation", parts["validation"]),
+        ("test", parts["test"]),
+    ):
+        expected = f"{least[name]} or more frames of {len(data)}"
+        expect(len(part) >= least[name], f"num_{name}", expected, len(part))
+    return train, parts["validation"], parts["test"]

@@ -6,7 +6,8 @@ filters from splines, in one compiled call: the fastest on a CPU, and plain wher
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -121,3 +122,24 @@ def judge_of(name: str, potential: Potential) -> nn.Module | None:
     except UnknownPartError:
         return None
     return SplineForces(potential, 4 * coarse.num_intervals)
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Let torch use one thread: others would wait busily for more, beside those of the engine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def laid_out(weights: list[Tensor]) -> Tensor:
+    """Lay weights one after the other in memory, as parts of what is returned, (P,)."""
+    kinds = {(weight.dtype, weight.device) for weight in weights}
+    expect(len(kinds) == 1, "potential", "weights of one dtype on one device", kinds)
+    flat = torch.cat([weight.detach().flatten() for weight in weights])
+    for weight, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+        weight.data = part.view(weight.shape)
+    return flat

@@ -10,8 +10,6 @@ import copy
 import csv
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import compress
 from operator import itemgetter
@@ -28,9 +26,9 @@ from molnets.checks import expect, expect_not_negative, expect_positive, expect_
 from molnets.files import remove_unfinished, write_whole
 from molnets.networks import Sizes
 from molnets.options import option
-from molnets.potential import Potential, fit_element_energies
+from molnets.potential import NUM_ELEMENTS, Potential, fit_element_energies, sum_over_atoms
 from molnets.training.data import Dataset
-from molnets.training.engines import judge_of, make_steps
+from molnets.training.engines import judge_of, laid_out, make_steps, on_one_thread
 from molnets.training.errors import Evaluation, evaluate, factors_of, loss_of
 
 NOT_NEGATIVE = ("minutes", "weight_decay", "rho_energy", "rho_forces", "rho_stress",
@@ -77,10 +75,20 @@ class Settings:
 
 
 def standardized(sizes: Sizes, data: Dataset, frames: Tensor) -> Potential:
-    """Return a new network whose scale and element energies fit the training frames, (T,)."""
-    target = data.take(frames, torch.float64)
-    scale = float(target.forces.square().mean().sqrt())
-    offsets = fit_element_energies(target.z, target.energies, target.batch)
+    """Return a new network whose scale and element energies fit the training frames, (T,).
+
+    The scale is the RMS of the forces, or where there are none, that of the energies per atom about
+    those of the elements. An element's energy is that of its isolated atom, if the data has one;
+    the others' fit the energies of the frames.
+    """
+    target, labels = data.take(frames, torch.float64), data.labels[frames]
+    offsets = element_energies_of(data, frames)
+    n = data.n_atoms[frames]
+    known = target.forces[labels[:, 1].repeat_interleave(n)]
+    if len(known) == 0:
+        explained = sum_over_atoms(offsets[target.z[:, 0]].view(-1, 1), target.batch, len(n))
+        known = ((target.energies - explained).flatten() / n)[labels[:, 0]]
+    scale = float(known.square().mean().sqrt())
     potential = Potential(sizes.build(), scale or 1.0, offsets)
     potential.card = checkpoint.Card(
         network=networks.name_of(sizes),
@@ -93,6 +101,20 @@ def standardized(sizes: Sizes, data: Dataset, frames: Tensor) -> Potential:
         versions=checkpoint.versions(),
     )
     return potential
+
+
+def element_energies_of(data: Dataset, frames: Tensor) -> Tensor:
+    """Return the energies of the elements, (119,): of isolated atoms, or fitted to frames, (T,)."""
+    offsets = torch.zeros(NUM_ELEMENTS, dtype=torch.float64)
+    for z, energy in data.isolated_energies().items():
+        offsets[z] = energy
+    target = data.take(frames[data.labels[frames, 0]], torch.float64)
+    fitted = ~torch.isin(target.z[:, 0], torch.tensor([*data.isolated_energies()]))
+    if len(target.energies) == 0 or not fitted.any():
+        return offsets
+    explained = offsets[target.z[:, 0]].view(-1, 1)
+    rest = target.energies - sum_over_atoms(explained, target.batch, len(target.energies))
+    return offsets + fit_element_energies(target.z, rest, target.batch, fitted)
 
 
 class Trainer:
@@ -145,6 +167,9 @@ class Trainer:
             [self._whole], lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
         self.factors = settings.factors(data)
+        for name, part in (("train", train), ("validation", validation)):
+            counts = bool((self.factors[part] > 0).any())
+            expect(counts, name, "frames with labels that count in the loss", "none")
         self.steps = make_steps(settings.engine, potential, data, self.factors)
         models = {"average": self.ema, "last": potential}
         self._judges = {name: (x, judge_of(settings.engine, x)) for name, x in models.items()}
@@ -177,8 +202,9 @@ class Trainer:
             while self._progress(0) < 1 and not self._is_stale():
                 self.run_epoch(write=time.perf_counter() - self._saved_at > SAVE_EVERY)
                 bar.update()
-                shown = ("loss", "energy_mae", "force_mae")
-                bar.set_postfix({name: f"{self.history[-1][name]:.3g}" for name in shown})
+                row = self.history[-1]
+                shown = [x for x in ("loss", "energy_mae", "force_mae") if x in row]
+                bar.set_postfix({name: f"{row[name]:.3g}" for name in shown})
         except KeyboardInterrupt:
             if not self.history:  # not even one epoch: keep what there is
                 self._keep(math.nan)
@@ -346,27 +372,6 @@ def _cloned(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _cloned(x) for name, x in value.items()}
     return value.clone() if isinstance(value, Tensor) else value
-
-
-@contextmanager
-def on_one_thread() -> Iterator[None]:
-    """Let torch use one thread: others would wait busily for more, beside those of the engine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def laid_out(weights: list[Tensor]) -> Tensor:
-    """Lay weights one after the other in memory, as parts of what is returned, (P,)."""
-    kinds = {(weight.dtype, weight.device) for weight in weights}
-    expect(len(kinds) == 1, "potential", "weights of one dtype on one device", kinds)
-    flat = torch.cat([weight.detach().flatten() for weight in weights])
-    for weight, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
-        weight.data = part.view(weight.shape)
-    return flat
 
 
 def write_history(history: list[dict[str, Any]], path: Path) -> None:

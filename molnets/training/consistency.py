@@ -1,0 +1,227 @@
+"""Do energies and forces belong together? Small networks are fitted to find out, in seconds.
+
+First to forces alone: with F = −∂E/∂r it then knows energies too, up to a constant for each
+composition and cell, and the slope of the data's energies by its own is about 1; −1 where a sign is
+flipped, 23 where energies are in kcal/mol and forces in eV/Å. What a small network does not learn
+makes that slope too steep, by up to 2: too much to see positions in Bohr, 1.89 or 0.53.
+
+So in the second place it is fitted to forces and to energies divided by 1, 1.89 and 0.53. Only one
+of these is the work of the forces: with the right one both are fitted better. Which, is said by
+frames that were not fitted: what is left of energies and of forces, √ of the product, times how far
+the factor is from the slope.
+
+Axes:   T frames, N atoms of all frames, P weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from molnets.checks import expect
+from molnets.networks.schnet import Sizes
+from molnets.potential import Potential
+from molnets.tables import Frames, SplineForces, SplineSteps, tables_apply
+from molnets.training.data import Dataset
+from molnets.training.engines import laid_out, on_one_thread
+from molnets.training.errors import evaluate
+
+MOST_ROWS, LEAST_FRAMES = 12_000, 12
+MOST_STEPS, LEAST_STEPS, MOST_EDGES = 1000, 150, 8e6  # of a fit; edges that it visits
+BATCH, LR, WIDTH, REACH = 5, 5e-3, 32, 2.3  # reach: the cutoff, in distances of nearest neighbours
+ROUGH = 4.0  # a slope further from 1 is another unit, whatever the network has not learned
+LEAST_CORRELATION, CLEARLY = 0.6, 1.3
+NEAR = (1.89, 0.529)  # positions in Bohr; the forces' unit of length, or that of the positions
+KNOWN = {  # the slope, and what it would stand for
+    23.06: "energies in kcal/mol and forces in eV", 27.21: "energies in eV and forces in Hartree",
+    96.49: "energies in kJ/mol and forces in eV", 4.184: "energies in kJ/mol, forces in kcal/mol",
+    1.89: "forces per Bohr and positions in Å",
+}  # fmt: skip
+
+
+class Consistency(NamedTuple):
+    """What energies are, in units of what forces say, and how surely."""
+
+    factor: float  # 1 for sound data; NaN if it cannot be told
+    correlation: float  # of energies and those of a fit to forces
+    advantage: float  # how much better this factor fits than the next one
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        if math.isnan(self.factor):
+            return "whether energies and forces belong together cannot be told from these frames"
+        how = f"{self.factor:.3g} times as much " if self.factor != 1 else ""
+        sure = f", fits {self.advantage:.1f} times as well as other factors"
+        sure = "" if math.isinf(self.advantage) else sure
+        return f"energies change {how}as forces say (correlation {self.correlation:.2f}{sure})"
+
+
+UNTOLD = Consistency(math.nan, 0.0, 0.0)
+
+
+def consistency(data: Dataset, seed: int = 0) -> Consistency:
+    """Return how energies go with forces; see the module's text."""
+    known = (data.labels[:, :2].all(dim=1) & ~data.alone & (data.n_atoms > 1)).nonzero().flatten()
+    known = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))]
+    rows = (3 * data.n_atoms[known]).cumsum(0)
+    known = known[: max(LEAST_FRAMES, int((rows <= MOST_ROWS).sum()))]
+    if len(known) < LEAST_FRAMES or not tables_apply(torch.device("cpu"), torch.float32):
+        return UNTOLD
+    some = data.subset(known)
+    if not (some.forces.any() and some.energies.std() > 0):
+        return UNTOLD
+    with torch.random.fork_rng(devices=[]):
+        return _judged(_Fits(some, seed))
+
+
+def _judged(fits: _Fits) -> Consistency:
+    found = fits.fitted(None)
+    slope, r = found.slope, found.correlation
+    if not abs(r) >= LEAST_CORRELATION:
+        return UNTOLD._replace(correlation=r)
+    if not 1 / ROUGH < slope < ROUGH:
+        return Consistency(slope, r, math.inf)
+    costs = {factor: fits.fitted(factor).rest * max(slope / factor, factor / slope)
+             for factor in (1.0, *NEAR)}  # fmt: skip
+    best, second = sorted(costs, key=costs.__getitem__)[:2]
+    advantage = costs[second] / costs[best]
+    if not advantage >= CLEARLY:
+        return UNTOLD._replace(correlation=r)
+    return Consistency(best, r, advantage)
+
+
+class _Fit(NamedTuple):
+    """On frames that were not fitted: energies by those of the fit, and what it leaves of both."""
+
+    slope: float
+    correlation: float
+    rest: float  # of the squares of energies and of forces, √ of their product
+
+
+class _Fits:
+    """Frames, those to fit and those to judge by, and what the constants of energies belong to."""
+
+    def __init__(self, data: Dataset, seed: int) -> None:
+        self.data, self.seed, T = data, seed, len(data)
+        self.fit, self.judge = torch.arange(2 * T // 3), torch.arange(2 * T // 3, T)
+        self.cutoff = REACH * _nearest_distance(data)
+        self.rms = float(data.forces.square().mean().sqrt())
+        counts = torch.zeros(T, int(data.z.max()) + 1).double()
+        frame = torch.arange(T).repeat_interleave(data.n_atoms)
+        counts.index_put_((frame, data.z), torch.ones(len(data.z)).double(), accumulate=True)
+        cells = torch.zeros(T, 9).double() if data.cells is None else data.cells.view(T, 9)
+        keys = torch.cat([counts, (500 * cells / self.cutoff).round()], dim=1)
+        self.group = keys.unique(dim=0, return_inverse=True)[1]
+
+    def within(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x less its mean over each group's own frames, (T,), and whether there are two."""
+        none, group = torch.zeros(len(x), dtype=torch.float64), self.group[frames]
+        num = none.index_add(0, group, torch.ones(len(frames)).double())
+        sums = none.index_add(0, group, x[frames])
+        return x - (sums / num.clamp(min=1))[self.group], num[self.group] > 1
+
+    def fitted(self, factor: float | None) -> _Fit:
+        """Return what comes of a fit to forces, and to energies / factor unless it is None."""
+        data, factors = self.data, torch.zeros(len(self.data), 3).double()
+        factors[:, 1] = 1 / (3 * data.n_atoms * self.rms**2)
+        torch.manual_seed(self.seed)
+        sizes = Sizes(WIDTH, WIDTH, 2, 20, self.cutoff, (10 / self.cutoff) ** 2)
+        potential = Potential(sizes.build(), self.rms * self.cutoff / 3)
+        frames = data.frames(self.cutoff, factors)
+        frames = frames._replace(energies=torch.zeros_like(frames.energies))
+        steps = SplineSteps(potential, frames)
+        visited = float(data.edges(self.cutoff).counts[self.fit].double().mean()) * BATCH
+        num_steps = int(min(MOST_STEPS, max(LEAST_STEPS, MOST_EDGES / max(1.0, visited))))
+        judge, energies = SplineForces(potential), data.energies / (factor or 1.0)
+
+        def before(step: int) -> None:
+            late = step - num_steps // 4
+            if factor is not None and late >= 0 and late % max(1, num_steps // 20) == 0:
+                self._set_energies(potential, judge, steps.frames, energies)
+
+        _descend(potential, steps, self.fit, num_steps, before)
+        return self._compared(potential, judge, energies)
+
+    def _set_energies(
+        self, potential: Potential, judge: nn.Module, frames: Frames, energies: Tensor
+    ) -> None:
+        """Let energies be fitted, with the constants that the network has for them now."""
+        own = evaluate(potential, self.data, torch.arange(len(self.data)), forces_of=judge).energies
+        (u, known), (e, _) = (self.within(x, self.fit) for x in (own.flatten(), energies))
+        chosen = self.fit[known[self.fit]]
+        frames.energies[chosen] = (own.flatten() - u + e)[chosen]
+        frames.factors[chosen, 0] = 1 / float(e[chosen].square().mean().clamp(min=1e-300))
+
+    def _compared(self, potential: Potential, judge: nn.Module, energies: Tensor) -> _Fit:
+        data = self.data
+        found = evaluate(potential, data, torch.arange(len(data)), forces_of=judge)
+        both = found.energies.flatten(), energies
+        (u, known), (e, _) = (self.within(x, self.judge) for x in both)
+        chosen = self.judge[known[self.judge]]
+        atoms = data.atoms_of(self.judge)
+        u, e = u[chosen], e[chosen]
+        uu, ee, ue = float(u @ u), float(e @ e), float(u @ e)
+        if len(chosen) < 3 or min(uu, ee) <= 0:
+            return _Fit(math.nan, math.nan, math.nan)
+        left = float((found.forces - data.forces)[atoms].square().sum())
+        rest = float((u - e).square().sum()) / ee * left / float(data.forces[atoms].square().sum())
+        return _Fit(ue / uu, ue / math.sqrt(uu * ee), math.sqrt(rest))
+
+
+def _nearest_distance(data: Dataset) -> float:
+    """Return the median distance of an atom to the next, in some frames."""
+    nearest = []
+    for frame in range(min(20, len(data))):
+        pos = data.pos[data.atoms_of(torch.tensor([frame]))]
+        apart = torch.cdist(pos, pos).fill_diagonal_(torch.inf)
+        nearest.append(apart.min(dim=1).values)
+    return float(torch.cat(nearest).median())
+
+
+def _descend(
+    potential: Potential,
+    steps: SplineSteps,
+    frames: Tensor,
+    num_steps: int,
+    before: Callable[[int], None],
+) -> None:
+    """Fit the weights to some frames, along a cosine."""
+    weights, generator = [*potential.parameters()], torch.Generator().manual_seed(0)
+    flat = laid_out(weights)
+    whole = nn.Parameter(flat)
+    whole.grad = torch.zeros_like(flat)
+    optimizer = torch.optim.AdamW([whole], lr=LR, weight_decay=0.0, fused=True)
+    for step in range(num_steps):
+        before(step)
+        optimizer.param_groups[0]["lr"] = 0.5 * LR * (1 + math.cos(math.pi * step / num_steps))
+        chosen = frames[torch.randint(len(frames), (BATCH,), generator=generator)]
+        steps(chosen, weights, whole.grad)
+        with on_one_thread():
+            nn.utils.clip_grad_norm_([whole], 10.0)
+            optimizer.step()
+
+
+def check_units(data: Dataset) -> Consistency:
+    """Check that forces are −∂E/∂r in the energy unit per length unit, where that can be told.
+
+    Raises:
+        ValueError: if they are not; the message says what the factor could stand for.
+    """
+    found = consistency(data)
+    ok = math.isnan(found.factor) or found.factor == 1
+    why = "" if ok else ": forces of the other sign" if found.factor < 0 else _likely(found.factor)
+    expected = "forces that are −∂E/∂r in the energy unit per length unit"
+    expect(ok, "energies, forces", expected, f"{found}{why}")
+    return found
+
+
+def _likely(factor: float) -> str:
+    size = abs(math.log(factor))
+    nearest = min(KNOWN, key=lambda known: abs(math.log(known) - size))
+    if abs(math.log(nearest) - size) > math.log(2.5):
+        return ": in units that are not each other's"
+    return f": perhaps {KNOWN[nearest]}" + ("" if factor > 1 else ", the other way round")

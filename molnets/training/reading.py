@@ -1,0 +1,398 @@
+"""Data files: arrays in .npz and .pt, and whatever ASE reads; which keys hold the labels; units.
+
+What is converted becomes eV and Å, ASE's units, so that a model can be simulated as it is. Units
+that nobody names are left alone, and called unknown.
+
+Axes:   T frames, N atoms of all frames, n atoms of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.stress import voigt_6_to_full_3x3_stress
+from torch import Tensor
+
+from molnets.checkpoint import UNKNOWN
+from molnets.checks import expect
+from molnets.options import option
+from molnets.training.data import Dataset, joined
+
+MD17 = "md17:"  # what a data set that is downloaded begins with
+ENERGY_UNITS = {
+    "eV": 1.0, "meV": 1e-3, "kcal/mol": units.kcal / units.mol, "kJ/mol": units.kJ / units.mol,
+    "Hartree": units.Hartree, "Ha": units.Hartree, "Rydberg": units.Rydberg, "Ry": units.Rydberg,
+}  # fmt: skip
+LENGTH_UNITS = {
+    "Å": 1.0, "A": 1.0, "Ang": 1.0, "Angstrom": 1.0, "angstrom": 1.0, "Bohr": units.Bohr,
+    "bohr": units.Bohr, "nm": units.nm, "pm": 0.01,
+}  # fmt: skip
+REDUCED_UNITS = ("ε", "σ")  # Lennard-Jones', never converted
+ENERGY_UNITS["ε"] = LENGTH_UNITS["σ"] = 1.0
+PRESSURE_UNITS = {"GPa": units.GPa, "kbar": 1000 * units.bar, "kB": 1000 * units.bar}
+
+ARRAYS = {  # names of arrays, the first that is there is taken
+    "positions": ("R", "coords", "positions", "pos", "coordinates", "xyz"),
+    "energies": ("E", "energies", "energy", "e_pot", "REF_energy", "Energy", "energy_ref"),
+    "forces": ("F", "forces", "force", "REF_forces", "forces_ref"),
+    "stresses": ("stress", "stresses", "REF_stress"),
+    "z": ("z", "Z", "nuclear_charges", "atomic_numbers", "numbers", "charges"),
+    "cells": ("cell", "cells", "lattice"),
+}
+LABELS = {  # the same in what ASE reads; a reference's name goes before a calculator's
+    "energies": ("REF_energy", "energy", "Energy", "energies", "free_energy"),
+    "forces": ("REF_forces", "forces", "force", "Forces"),
+    "stresses": ("REF_stress", "stress", "stresses"),
+}
+OPTIONS = {"energies": "--energy-key", "forces": "--forces-key", "stresses": "--stress-key"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """How files are to be read; what is "" is found out, or taken as it is."""
+
+    energy_key: str = option("", "name of the energies in the file; found by itself if it is usual")
+    forces_key: str = option("", "name of the forces, likewise")
+    stress_key: str = option("", "name of the stresses, likewise")
+    energy_unit: str = option("", f"unit of the energies, {', '.join(ENERGY_UNITS)}: converted to "
+                              "eV; files that ASE reads are in eV and Å")  # fmt: skip
+    length_unit: str = option("", "unit of the positions, Å, Bohr, nm or pm: converted to Å")
+    force_unit: str = option("", "unit of the forces, such as Hartree/Bohr, if it is not that of "
+                             "the energies / that of the positions")  # fmt: skip
+    stress_unit: str = option(
+        "", "unit of the stresses, GPa or kbar, if it is not energy / length³"
+    )
+
+    def __post_init__(self) -> None:
+        for name, known in (("energy_unit", ENERGY_UNITS), ("length_unit", LENGTH_UNITS),
+                            ("stress_unit", PRESSURE_UNITS)):  # fmt: skip
+            value = getattr(self, name)
+            expected = f"one of {', '.join(known)}, or none for others: nothing is converted then"
+            expect(not value or value in known, name, expected, repr(value))
+        energy, _, length = self.force_unit.rpartition("/")
+        ok = not self.force_unit or (energy in ENERGY_UNITS and length in LENGTH_UNITS)
+        expect(ok, "force_unit", "an energy / a length, such as Hartree/Bohr", self.force_unit)
+
+    def key(self, what: str) -> str:
+        """Return the name that was given for the energies, forces or stresses, or ""."""
+        return {"energies": self.energy_key, "forces": self.forces_key,
+                "stresses": self.stress_key}.get(what, "")  # fmt: skip
+
+
+def load(*paths: str | Path, source: Source = Source()) -> Dataset:
+    """Read a data set from one file or several.
+
+    `.npz` and `.pt` hold arrays: positions (T, n, 3), energies (T,) or (T, 1), forces (T, n, 3),
+    and atomic numbers (n,), (T, n), 0 where a frame has fewer atoms, or one for all; or `n_atoms`
+    (T,) and positions, forces and atomic numbers of all frames one after the other. Names are
+    MD17's, revised MD17's and others of `ARRAYS`; `cell` (T, 3, 3), `stress` (T, 3, 3) or (T, 6),
+    `weights` (T,) and `split` (T,) are taken where they are. Everything else is read by ASE, raw
+    labels whatever is held fixed, with `config_weight`. `md17:revised ethanol`, or another of the
+    names in PyG's `MD17`, is downloaded to the folder `md17` once.
+
+    What was found and done stands in the data's `notes`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ConnectionError: if a data set can't be downloaded.
+        KeyError: if labels are missing; the message names those that are there.
+        ValueError: if a file holds something else than plain arrays, or bad values.
+    """
+    expect(len(paths) > 0, "path", "at least one data file", "none")
+    parts = [_load_one(path, source) for path in paths]
+    return joined(parts).without_duplicates()
+
+
+def _load_one(path: str | Path, source: Source) -> Dataset:
+    if str(path).startswith(MD17):
+        source = replace(source, energy_unit="kcal/mol", length_unit="Å")
+        return _from_arrays(_read_md17(str(path).removeprefix(MD17)), source)
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: expected a data file, got {path}, where no file is")
+    if path.suffix == ".npz":
+        return _from_arrays(_read_npz(path), source)
+    if path.suffix in (".pt", ".pth"):
+        return _from_arrays(_read_pt(path), source)
+    known = replace(source, energy_unit=source.energy_unit or "eV",
+                    length_unit=source.length_unit or "Å")  # fmt: skip
+    return _from_ase(path, known)
+
+
+def _read_md17(name: str, root: str = "md17") -> dict[str, Tensor]:
+    """Let PyG download, and read the file itself: PyG rounds energies to float32, 0.3 meV off."""
+    from torch_geometric import datasets
+
+    names = [name for name in datasets.MD17.file_names if "CCSD" not in name]  # one file each
+    if name not in names:
+        raise ValueError(f"path: expected {MD17} and one of {names}, got {name!r}")
+    try:
+        raw = datasets.MD17(root, name).raw_paths[0]
+    except OSError as error:
+        raise ConnectionError(f"path: expected to download {name!r}, got {error}") from error
+    return _read_npz(Path(raw))
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except Exception as error:  # of many kinds, for what is no archive or cut off
+        raise ValueError(f"path: expected plain arrays in {path}, got {error}") from error
+    numbers = {key: x for key, x in arrays.items() if x.dtype.kind in "fiub"}
+    return {key: _as_tensor(x) for key, x in numbers.items()}
+
+
+def _as_tensor(x: np.ndarray) -> Tensor:
+    """Return an array in a dtype that torch can compute with, and in this machine's byte order."""
+    dtype = x.dtype.newbyteorder("=") if x.dtype.kind == "f" else np.int64
+    return torch.from_numpy(np.asarray(x, dtype))
+
+
+def _read_pt(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whose text is long, and says how to run the code all the same
+        got = type(error).__name__
+        raise ValueError(f"path: expected plain tensors in {path}, got {got}") from error
+    expected = f"tensors by name in {path}"
+    expect(isinstance(content, dict), "path", expected, type(content).__name__)
+    return {key: x for key, x in content.items() if isinstance(x, Tensor)}
+
+
+def _found(what: str, arrays: dict[str, Tensor], source: Source) -> str | None:
+    """Return the name of an array, None if it is not there.
+
+    Raises:
+        KeyError: if the name that was given is not there.
+    """
+    given = source.key(what)
+    if given and given not in arrays:
+        raise KeyError(f"{OPTIONS[what]}: expected one of {sorted(arrays)}, got {given!r}")
+    return given or next((name for name in ARRAYS[what] if name in arrays), None)
+
+
+def _from_arrays(arrays: dict[str, Tensor], source: Source) -> Dataset:
+    names = {what: _found(what, arrays, source) for what in ARRAYS}
+    if names["positions"] is None:
+        expected = f"positions under one of {ARRAYS['positions']}"
+        raise KeyError(f"data: expected {expected}, got only {sorted(arrays)}")
+    if names["energies"] is names["forces"] is None:
+        raise KeyError(
+            f"data: expected energies or forces, got only {sorted(arrays)}; --energy-key and "
+            f"--forces-key choose"
+        )
+    positions = arrays[names["positions"]]
+    if names["z"] is None and names["energies"] != "e_pot":  # that of the follow-up sheet
+        raise KeyError(f"data: expected z under one of {ARRAYS['z']}, got only {sorted(arrays)}")
+    z = arrays[names["z"]] if names["z"] else torch.ones(1)
+    pos, z, n_atoms, kept = _laid_out(names["positions"], positions, z, arrays.get("n_atoms"))
+    T = len(n_atoms)
+    forces = None if names["forces"] is None else arrays[names["forces"]]
+    if forces is not None:
+        ok = forces.shape == positions.shape
+        got = tuple(forces.shape)
+        expect(ok, f"{names['forces']}", f"{tuple(positions.shape)} as {names['positions']}", got)
+        forces = forces.reshape(-1, 3)[kept]
+    energies = None if names["energies"] is None else arrays[names["energies"]].flatten()
+    cells = None if names["cells"] is None else _cells_of(arrays[names["cells"]], T)
+    stresses = None
+    if names["stresses"] is not None:
+        stresses = _stresses_of(arrays[names["stresses"]].double(), T)
+    used = {what: name for what, name in names.items() if name is not None}
+    more = {name: arrays[name] for name in ("split", "weights") if name in arrays}
+    return _dataset(source, z, pos, n_atoms, energies, forces, cells, stresses, used, **more)
+
+
+def _laid_out(
+    name: str, positions: Tensor, z: Tensor, n_atoms: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return positions (N, 3), atomic numbers (N,) and sizes (T,), and which rows are kept."""
+    one = z.numel() == 1
+    if n_atoms is not None:
+        z = z.flatten().expand(len(positions)) if one else z.flatten()
+        return positions, z, n_atoms, torch.ones(len(positions), dtype=torch.bool)
+    if positions.ndim != 3 or positions.shape[2] != 3:
+        raise ValueError(f"{name}: expected shape (T, n, 3), got {tuple(positions.shape)}")
+    T, n, _ = positions.shape
+    shapes = f"({n},), ({T}, {n}) or one number"
+    z = z.flatten() if z.shape not in ((T, n), (T, n, 1)) else z.reshape(T, n)
+    expect(one or z.shape in ((n,), (T, n)), "z", shapes, tuple(z.shape))
+    z = z.expand(T, n).reshape(-1)
+    kept = z != 0  # where a frame has fewer atoms than others
+    n_atoms = kept.view(T, n).sum(dim=1) if T else torch.zeros(0, dtype=torch.int64)
+    return positions.reshape(-1, 3)[kept], z[kept], n_atoms, kept
+
+
+def _cells_of(cells: Tensor, num_frames: int) -> Tensor:
+    """Return cells (T, 3, 3) from these, or lengths along the axes, (T, 3)."""
+    return torch.diag_embed(cells) if cells.shape == (num_frames, 3) else cells
+
+
+def _stresses_of(stresses: Tensor, num_frames: int) -> Tensor:
+    """Return stresses (T, 3, 3) from these, (T, 9), or (T, 6) in the order xx yy zz yz xz xy."""
+    if stresses.shape == (num_frames, 6):
+        return torch.from_numpy(np.stack([voigt_6_to_full_3x3_stress(s) for s in stresses.numpy()]))
+    ok = stresses.numel() == 9 * num_frames
+    expect(ok, "stress", f"({num_frames}, 3, 3) or ({num_frames}, 6)", tuple(stresses.shape))
+    return stresses.reshape(num_frames, 3, 3)
+
+
+def _dataset(
+    source: Source, z: Tensor, pos: Tensor, n_atoms: Tensor, energies: Tensor | None,
+    forces: Tensor | None, cells: Tensor | None, stresses: Tensor | None, used: dict[str, str],
+    **more: Tensor | None,
+) -> Dataset:  # fmt: skip
+    """Return a data set in eV and Å, if the units are known; None and NaN are no labels."""
+    T, N = len(n_atoms), len(pos)
+    energies = torch.full((T,), torch.nan).double() if energies is None else energies.double()
+    forces = torch.full((N, 3), torch.nan).double() if forces is None else forces.double()
+    expect(energies.shape == (T,), "energies", f"({T},)", tuple(energies.shape))
+    expect(forces.shape == pos.shape, "forces", f"{tuple(pos.shape)}", tuple(forces.shape))
+    E, L, F, S = _factors(source)
+    virials = None
+    if stresses is not None and cells is not None:
+        volume = torch.linalg.det(cells.double() * L).abs().view(-1, 1, 1)
+        virials = S * stresses.double() * volume
+        virials[volume.flatten() == 0] = torch.nan
+    labels, filled = _labels(n_atoms, energies, forces, virials)
+    energies, forces, virials = filled
+    data = Dataset(
+        z, pos.double() * L, energies * E, forces * F, n_atoms,
+        None if cells is None else cells.double() * L, virials=virials, labels=labels,
+        **more,
+    )  # fmt: skip
+    E, L = source.energy_unit, source.length_unit
+    data.energy_unit = E if E in REDUCED_UNITS else "eV" if E else UNKNOWN
+    data.length_unit = L if L in REDUCED_UNITS else "Å" if L else UNKNOWN
+    data.notes = _notes(source, data, used)
+    return data
+
+
+def _factors(source: Source) -> tuple[float, float, float, float]:
+    """Return what energies, lengths, forces and stresses are multiplied by."""
+    E = ENERGY_UNITS.get(source.energy_unit, 1.0)
+    L = LENGTH_UNITS.get(source.length_unit, 1.0)
+    energy, _, length = source.force_unit.rpartition("/")
+    F = ENERGY_UNITS[energy] / LENGTH_UNITS[length] if source.force_unit else E / L
+    return E, L, F, PRESSURE_UNITS.get(source.stress_unit, E / L**3)
+
+
+def _labels(
+    n_atoms: Tensor, energies: Tensor, forces: Tensor, virials: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor | None]]:
+    """Return which labels are there, (T, 3), and all of them with 0 in place of those that are not.
+
+    A frame's label is not there if all of its numbers are NaN.
+    """
+    frame = torch.arange(len(n_atoms)).repeat_interleave(n_atoms)
+    missing = torch.ones(len(n_atoms), dtype=torch.int64)
+    missing = missing.scatter_reduce(0, frame, forces.isnan().all(dim=1).long(), "amin")
+    known = [~energies.isnan(), missing == 0]
+    known.append(
+        torch.zeros_like(known[0]) if virials is None else ~virials.isnan().all(dim=2).all(dim=1)
+    )
+    labels = torch.stack(known, dim=1)
+    energies = torch.where(labels[:, 0], energies, 0.0)
+    forces = torch.where(labels[frame, 1].unsqueeze(1), forces, 0.0)
+    virials = virials if virials is None else torch.where(labels[:, 2, None, None], virials, 0.0)
+    return labels, (energies, forces, virials if labels[:, 2].any() else None)
+
+
+def _notes(source: Source, data: Dataset, used: dict[str, str]) -> list[str]:
+    names = ", ".join(f"{what} {name!r}" for what, name in used.items())
+    notes = [f"taken: {names}"]
+    if any(x != 1.0 for x in _factors(source)):
+        energy, length = source.energy_unit or "energies", source.length_unit or "lengths"
+        forces = source.force_unit or f"{energy}/{length}"
+        notes.append(f"converted to eV and Å from {energy}, {length}, forces {forces}")
+    for what, known in zip(LABELS, data.labels.T, strict=True):
+        if what != "stresses" or known.any():
+            missing = int((~known).sum())
+            if missing:
+                notes.append(f"{missing} of {len(data)} frames have no {what}")
+    return notes
+
+
+def _from_ase(path: Path, source: Source) -> Dataset:
+    from ase.io import read
+
+    try:
+        frames = _rows_of(path) if path.suffix == ".db" else read(path, index=":")
+    except Exception as error:  # each format has its own
+        got = f"{type(error).__name__} {error}"
+        raise ValueError(f"path: expected a file that ASE reads, {path}, got {got}") from error
+    if not frames:
+        raise ValueError(f"path: expected frames in {path}, got none")
+    held = [_held_by(atoms) for atoms in frames]
+    names = {what: _name_in(held, what, source, path) for what in LABELS}
+    if names["energies"] is names["forces"] is None:
+        raise KeyError(
+            f"path: expected energies or forces in {path}, got frames with "
+            f"{sorted(set().union(*held))}; --energy-key and --forces-key choose"
+        )
+    parts: dict[str, list[np.ndarray]] = {what: [] for what in LABELS}
+    for number, (atoms, own) in enumerate(zip(frames, held, strict=True)):
+        shapes = {"energies": (1,), "forces": (len(atoms), 3), "stresses": (3, 3)}
+        for what, shape in shapes.items():
+            value = own.get(names[what])
+            parts[what].append(_as_shape(value, shape, f"{names[what]} of frame {number}"))
+    used = {what: name for what, name in names.items() if name is not None}
+    cells = np.stack([atoms.cell.array * atoms.pbc[:, None] for atoms in frames])
+    weights = [float(atoms.info.get("config_weight", 1.0)) for atoms in frames]
+    types = [str(atoms.info.get("config_type", "")).lower() for atoms in frames]
+    single = [len(atoms) == 1 for atoms in frames]
+    alone = [one and (kind == "isolatedatom" or not atoms.pbc.any())
+             for one, kind, atoms in zip(single, types, frames, strict=True)]  # fmt: skip
+    return _dataset(
+        source, torch.as_tensor(np.concatenate([atoms.numbers for atoms in frames])),
+        torch.as_tensor(np.concatenate([atoms.positions for atoms in frames])),
+        torch.tensor([len(atoms) for atoms in frames]),
+        torch.from_numpy(np.concatenate(parts["energies"])),
+        torch.from_numpy(np.concatenate(parts["forces"])), torch.as_tensor(cells),
+        torch.from_numpy(np.stack(parts["stresses"])), used,
+        weights=torch.tensor(weights, dtype=torch.float64), alone=torch.tensor(alone),
+    )  # fmt: skip
+
+
+def _rows_of(path: Path) -> list[Atoms]:
+    """Return the rows of a database with all that they hold, which ASE's `read` leaves out."""
+    from ase.db import connect
+
+    with connect(path) as database:
+        return [row.toatoms(add_additional_information=True) for row in database.select()]
+
+
+def _held_by(atoms: Atoms) -> dict[str, Any]:
+    """Return all that a frame holds by name; results of a calculator as they are stored."""
+    found = dict(atoms.info.get("data") or {}) | dict(atoms.info.get("key_value_pairs") or {})
+    found |= dict(atoms.calc.results) if atoms.calc is not None else {}
+    own = {name: x for name, x in atoms.arrays.items() if name not in ("numbers", "positions")}
+    return (
+        found | own | {k: x for k, x in atoms.info.items() if k not in ("data", "key_value_pairs")}
+    )
+
+
+def _name_in(held: Sequence[dict[str, Any]], what: str, source: Source, path: Path) -> str | None:
+    """Return the name under which frames hold energies, forces or stresses: one for all."""
+    given, there = source.key(what), set().union(*held)
+    if given and given not in there:
+        raise KeyError(f"{OPTIONS[what]}: expected one of {sorted(there)} in {path}, got {given!r}")
+    return given or next((name for name in LABELS[what] if name in there), None)
+
+
+def _as_shape(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Return a label as an array of a shape; NaN if there is none."""
+    if value is None:
+        return np.full(shape, np.nan)
+    array = np.asarray(value, dtype=np.float64)
+    if shape == (3, 3) and array.size == 6:
+        array = voigt_6_to_full_3x3_stress(array.ravel())
+    expect(array.size == np.prod(shape), name, f"shape {shape}", array.shape)
+    return array.reshape(shape)

@@ -1,0 +1,413 @@
+"""Files that an outsider might bring: keys, shapes, units, labels; each is read as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ase
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase import units
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from contract import assert_equal
+from frames import CELL, arrays, npz
+
+from molnets.command import run
+from molnets.training import Source, load, split
+from molnets.training.trainer import element_energies_of
+
+KCAL = units.kcal / units.mol
+
+
+def molecules(num: int = 8, symbols: str = "OH2", **key_names: str) -> list[ase.Atoms]:
+    """Return frames whose labels stand under names of one's own, in info and arrays."""
+    rng = np.random.default_rng(len(symbols))
+    frames = []
+    for _ in range(num):
+        n = len(ase.Atoms(symbols))
+        atoms = ase.Atoms(symbols, positions=1.5 * np.arange(3 * n).reshape(n, 3) % 4)
+        atoms.positions += rng.normal(0, 0.2, (n, 3))
+        if "energy" in key_names:
+            atoms.info[key_names["energy"]] = float(rng.normal()) - 7
+        if "forces" in key_names:
+            atoms.arrays[key_names["forces"]] = rng.normal(size=(n, 3))
+        if "stress" in key_names:
+            stress = rng.normal(size=(3, 3))
+            atoms.info[key_names["stress"]] = (stress + stress.T).ravel()
+            atoms.set_cell(5 * np.eye(3) + 0.1)
+            atoms.pbc = True
+        frames.append(atoms)
+    return frames
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"R": "R", "E": "E", "F": "F", "z": "z"},
+        {"R": "coords", "E": "energies", "F": "forces", "z": "nuclear_charges"},
+        {"R": "positions", "E": "energy", "F": "force", "z": "Z"},
+        {"R": "pos", "E": "REF_energy", "F": "REF_forces", "z": "atomic_numbers"},
+    ],
+)
+@pytest.mark.parametrize("shape", ["(n,)", "(T, n)", "(T, n, 1)", "one"])
+def test_names_and_shapes_of_arrays(tmp_path, names, shape):
+    source = arrays()
+    if shape == "one":
+        source["z"] = np.array(6)
+    elif shape != "(n,)":
+        source["z"] = np.tile(source["z"], (24, 1)).reshape(24, 7, *([1] if "1" in shape else []))
+    np.savez(tmp_path / "data.npz", **{names[key]: x for key, x in source.items()})
+    data = load(tmp_path / "data.npz")
+    assert_equal(data.energies, torch.from_numpy(source["E"]))
+    assert_equal(data.forces, torch.from_numpy(source["F"]).view(-1, 3))
+    assert data.z.view(24, 7)[5].tolist() == ([6] * 7 if shape == "one" else [1, 6, 1, 6, 1, 6, 1])
+    assert data.labels[:, :2].all() and not data.labels[:, 2].any()
+    assert f"energies '{names['E']}'" in data.notes[0] and f"'{names['F']}'" in data.notes[0]
+
+
+def test_frames_that_are_filled_up_with_zeros(tmp_path):
+    source = arrays()
+    z = np.tile(source["z"], (24, 1))
+    z[3, 4:] = z[7, 6:] = 0
+    np.savez(tmp_path / "data.npz", **(source | {"z": z}))
+    data = load(tmp_path / "data.npz")
+    assert data.n_atoms[[2, 3, 7]].tolist() == [7, 4, 6]
+    own = data.atoms_of(torch.tensor([3]))
+    assert_equal(data.pos[own], torch.from_numpy(source["R"][3, :4]))
+    assert_equal(data.forces[own], torch.from_numpy(source["F"][3, :4]))
+
+
+@pytest.mark.parametrize(
+    "without, labels", [("F", [True, False, False]), ("E", [False, True, False])]
+)
+def test_energies_or_forces_alone(tmp_path, without, labels):
+    source = arrays()
+    del source[without]
+    np.savez(tmp_path / "data.npz", **source)
+    data = load(tmp_path / "data.npz")
+    assert data.labels.tolist() == [labels] * 24
+    metrics = run(["train", str(tmp_path / "data.npz"), "--out", str(tmp_path / "out"),
+                   "--epochs=2", "--cutoff=2.0", "--dim-embedding=8",
+                   "--num-filters=8"])  # fmt: skip
+    assert ("test_force_mae" in metrics, "test_energy_mae" in metrics) == (labels[1], labels[0])
+
+
+def test_keys_that_are_chosen_and_keys_that_are_not_there(tmp_path):
+    source = arrays()
+    names = {"my_e": source.pop("E"), "my_f": source.pop("F")}
+    np.savez(tmp_path / "data.npz", **source, **names)
+    with pytest.raises(KeyError, match=r"got only \['R', 'my_e', 'my_f', 'z'\]; --energy-key and"):
+        load(tmp_path / "data.npz")
+    data = load(tmp_path / "data.npz", source=Source(energy_key="my_e", forces_key="my_f"))
+    assert_equal(data.energies, torch.from_numpy(names["my_e"]))
+    with pytest.raises(KeyError, match=r"--forces-key: expected one of \['R', .*, got 'F'"):
+        load(tmp_path / "data.npz", source=Source(energy_key="my_e", forces_key="F"))
+
+
+def test_stresses_and_weights_of_arrays(tmp_path):
+    stress = np.random.default_rng(0).normal(size=(24, 6))
+    cell = np.tile(CELL.numpy(), (24, 1, 1))
+    npz(tmp_path / "data.npz", stress=stress, cell=cell, weights=np.arange(24.0))
+    data = load(tmp_path / "data.npz", source=Source(stress_unit="GPa"))
+    a = stress[3] * units.GPa * 2.9**3
+    expected = [[a[0], a[5], a[4]], [a[5], a[1], a[3]], [a[4], a[3], a[2]]]
+    assert_equal(data.virials[3], torch.tensor(expected, dtype=torch.float64))
+    assert data.labels.all() and data.weights.tolist() == [*range(24)]
+    npz(tmp_path / "bad.npz", weights=-np.ones(24))
+    with pytest.raises(ValueError, match=r"weights: expected none below 0, got frames \[0, 1,"):
+        load(tmp_path / "bad.npz")
+
+
+# What ASE reads
+
+
+@pytest.mark.parametrize("energy", ["REF_energy", "energy", "Energy"])
+@pytest.mark.parametrize("forces", ["REF_forces", "forces", "force"])
+@pytest.mark.parametrize("stress", ["REF_stress", "stress", None])
+def test_keys_of_extended_xyz(tmp_path, energy, forces, stress):
+    names = {"energy": energy, "forces": forces} | ({"stress": stress} if stress else {})
+    frames = molecules(**names)
+    ase.io.write(tmp_path / "data.extxyz", frames, format="extxyz")
+    data = load(tmp_path / "data.extxyz")
+    assert_equal(
+        data.energies, torch.tensor([a.info[energy] for a in frames], dtype=torch.float64), 1e-7
+    )
+    assert_equal(data.forces[:3], torch.from_numpy(frames[0].arrays[forces]), 1e-7)
+    if stress:
+        volume = frames[1].get_volume()
+        expected = torch.from_numpy(frames[1].info[stress].reshape(3, 3)) * volume
+        assert_equal(data.virials[1], expected, 1e-5)
+    assert data.labels.tolist() == [[True, True, stress is not None]] * 8
+
+
+def test_a_reference_goes_before_a_calculator_s_results(tmp_path):
+    frames = molecules(energy="REF_energy", forces="REF_forces")
+    for atoms in frames:
+        atoms.calc = SinglePointCalculator(atoms, energy=1.0, forces=np.zeros((3, 3)))
+    ase.io.write(tmp_path / "data.extxyz", frames, format="extxyz")
+    data = load(tmp_path / "data.extxyz")
+    assert (data.energies < 0).all() and data.forces.abs().min() > 0
+    chosen = load(tmp_path / "data.extxyz", source=Source(energy_key="energy", forces_key="forces"))
+    assert chosen.energies.tolist() == [1.0] * 8 and not chosen.forces.any()
+
+
+@pytest.mark.parametrize("name", ["data.traj", "data.db", "data.json", "data.extxyz"])
+def test_raw_forces_of_held_atoms_in_every_format(tmp_path, name):
+    atoms, forces = molecules(1)[0], np.arange(9.0).reshape(3, 3) + 1
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.25, forces=forces)
+    atoms.set_constraint(FixAtoms([0, 2]))
+    ase.io.write(tmp_path / name, atoms)
+    data = load(tmp_path / name)
+    assert_equal(data.forces, torch.from_numpy(forces), 1e-7)
+    assert data.energies.tolist() == [-3.25] and data.energy_unit == "eV"
+
+
+def test_database_with_labels_in_its_data(tmp_path):
+    from ase.db import connect
+
+    with connect(tmp_path / "data.db") as database:
+        for n in range(3):
+            forces = np.full((3, 3), n + 1.0)
+            database.write(molecules(1)[0], data={"my_energy": [n - 4.0], "my_forces": forces})
+    source = Source(energy_key="my_energy", forces_key="my_forces")
+    with pytest.raises(ValueError, match="frames 0 and 1, which have others"):
+        load(tmp_path / "data.db", source=source)  # the same molecule three times
+    with connect(tmp_path / "more.db") as database:
+        for n, atoms in enumerate(molecules(3)):
+            forces = np.full((3, 3), n + 1.0)
+            database.write(atoms, data={"my_energy": [n - 4.0], "my_forces": forces})
+    data = load(tmp_path / "more.db", source=source)
+    assert data.energies.tolist() == [-4, -3, -2] and data.forces[:, 0].tolist() == [1] * 3 + [
+        2] * 3 + [3] * 3  # fmt: skip
+
+
+def test_several_files_and_frames_without_some_labels(tmp_path):
+    first = molecules(4, energy="REF_energy", forces="REF_forces")
+    del first[1].arrays["REF_forces"], first[2].info["REF_energy"]
+    ase.io.write(tmp_path / "a.extxyz", first, format="extxyz")
+    ase.io.write(tmp_path / "b.extxyz", molecules(3, "CO", energy="energy", forces="force"),
+                 format="extxyz")  # fmt: skip
+    data = load(tmp_path / "a.extxyz", tmp_path / "b.extxyz")
+    assert data.n_atoms.tolist() == [3] * 4 + [2] * 3
+    assert data.labels[:, 0].tolist() == [True, True, False, True, True, True, True]
+    assert data.labels[:, 1].tolist() == [True, False, True, True, True, True, True]
+    assert (
+        "1 of 4 frames have no energies" in data.notes
+        and "1 of 4 frames have no forces" in data.notes
+    )
+    assert not data.forces[3:6].any() and data.energies[2] == 0
+
+
+def test_no_labels_at_all(tmp_path):
+    ase.io.write(tmp_path / "a.extxyz", molecules(2, forces="gradient"), format="extxyz")
+    with pytest.raises(KeyError, match=r"got frames with \['gradient'.*--energy-key and --forces"):
+        load(tmp_path / "a.extxyz")
+    with pytest.raises(
+        KeyError, match=r"--forces-key: expected one of .*'gradient'.*got 'nothing'"
+    ):
+        load(tmp_path / "a.extxyz", source=Source(forces_key="nothing"))
+
+
+def test_isolated_atoms_are_the_energies_of_the_elements(tmp_path):
+    frames = molecules(12, energy="energy", forces="forces")
+    alone = []
+    for symbol, energy in (("H", -10.71), ("O", -430.5)):
+        atom = ase.Atoms(symbol, info={"energy": energy, "config_type": "IsolatedAtom"})
+        atom.arrays["forces"] = np.zeros((1, 3))
+        alone.append(atom)
+    alone[0].set_cell([9, 9, 9])
+    alone[0].pbc = True
+    ase.io.write(tmp_path / "a.extxyz", [*frames, *alone], format="extxyz")
+    data = load(tmp_path / "a.extxyz")
+    assert data.alone.tolist() == [False] * 12 + [True] * 2
+    assert data.isolated_energies() == {1: -10.71, 8: -430.5}
+    parts = split(data)
+    assert sorted(torch.cat(parts).tolist()) == [*range(12)]
+    assert element_energies_of(data, parts[0])[[1, 8]].tolist() == [-10.71, -430.5]
+
+
+def test_elements_without_an_isolated_atom_are_fitted(tmp_path):
+    frames = molecules(6, energy="energy", forces="forces")
+    frames += molecules(6, "O2H", energy="energy", forces="forces")
+    frames.append(ase.Atoms("H", info={"energy": -10.0}))
+    ase.io.write(tmp_path / "a.extxyz", frames, format="extxyz")
+    data = load(tmp_path / "a.extxyz")
+    found = element_energies_of(data, torch.arange(12))
+    counts = torch.tensor([1.0] * 6 + [2.0] * 6).double()
+    rest = data.energies[:12] + 10.0 * torch.tensor([2.0] * 6 + [1.0] * 6).double()
+    assert found[1] == -10 and float(found[8]) == pytest.approx(
+        float(counts @ rest / (counts @ counts))
+    )
+
+
+# Units
+
+
+@pytest.mark.parametrize(
+    "energy_unit, length_unit, force_unit, factors",
+    [
+        ("kcal/mol", "Å", "", (KCAL, 1.0, KCAL)),
+        ("Hartree", "Bohr", "", (units.Hartree, units.Bohr, units.Hartree / units.Bohr)),
+        ("Hartree", "Å", "Hartree/Bohr", (units.Hartree, 1.0, units.Hartree / units.Bohr)),
+        ("kJ/mol", "nm", "", (units.kJ / units.mol, 10.0, 0.1 * units.kJ / units.mol)),
+        ("eV", "Å", "kcal/mol/Å", (1.0, 1.0, KCAL)),
+    ],
+)
+def test_units_are_converted_to_those_of_ase(
+    tmp_path, energy_unit, length_unit, force_unit, factors
+):
+    source = arrays()
+    cell = np.tile(CELL.numpy(), (24, 1, 1))
+    stress = np.random.default_rng(0).normal(size=(24, 3, 3))
+    np.savez(tmp_path / "data.npz", **source, cell=cell, stress=stress)
+    how = Source(energy_unit=energy_unit, length_unit=length_unit, force_unit=force_unit)
+    data, (E, L, F) = load(tmp_path / "data.npz", source=how), factors
+    assert (data.energy_unit, data.length_unit) == ("eV", "Å")
+    assert_equal(data.energies, torch.from_numpy(source["E"]) * E)
+    assert_equal(data.pos, torch.from_numpy(source["R"]).view(-1, 3) * L)
+    assert_equal(data.forces, torch.from_numpy(source["F"]).view(-1, 3) * F)
+    assert_equal(data.cells, torch.from_numpy(cell) * L)
+    assert_equal(data.virials, torch.from_numpy(stress) * E * 2.9**3)
+    assert any(note.startswith("converted to eV and Å from") for note in data.notes)
+
+
+def test_units_that_nobody_names_are_left_alone(tmp_path):
+    data = load(npz(tmp_path / "data.npz"))
+    assert (data.energy_unit, data.length_unit) == ("unknown", "unknown")
+    reduced = load(tmp_path / "data.npz", source=Source(energy_unit="ε", length_unit="σ"))
+    assert (reduced.energy_unit, reduced.length_unit) == ("ε", "σ")
+    assert reduced.fingerprint() == data.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"energy_unit": "kcal"}, "energy_unit: expected one of eV, .*got 'kcal'"),
+        ({"length_unit": "eV"}, "length_unit: expected one of Å, .*got 'eV'"),
+        ({"force_unit": "Hartree"}, "force_unit: expected an energy / a length, .*got Hartree"),
+        ({"stress_unit": "Pa"}, "stress_unit: expected one of GPa, .*got 'Pa'"),
+    ],
+)
+def test_units_that_do_not_exist(options, message):
+    with pytest.raises(ValueError, match=message):
+        Source(**options)
+
+
+# Frames that are there twice
+
+
+def test_duplicates_are_left_out_and_said(tmp_path):
+    source = arrays()
+    twice = {key: np.concatenate([x, x[[3, 5]]]) for key, x in source.items() if key != "z"}
+    np.savez(tmp_path / "data.npz", **twice, z=source["z"])
+    data = load(tmp_path / "data.npz")
+    assert (
+        len(data) == 24 and "2 frames are there twice: the second ones are left out" in data.notes
+    )
+    assert data.fingerprint() == load(npz(tmp_path / "once.npz")).fingerprint()
+    np.savez(tmp_path / "split.npz", **twice, z=source["z"], split=np.arange(26) >= 24)
+    with pytest.raises(ValueError, match=r"split: .*in two parts .*, got frames 3 and 24"):
+        load(tmp_path / "split.npz")
+    twice["E"][25] += 0.1
+    np.savez(tmp_path / "other.npz", **twice, z=source["z"])
+    with pytest.raises(ValueError, match=r"data: .*with the same labels, got frames 5 and 25"):
+        load(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("unit", ["eV", None])
+def test_files_of_other_units_are_not_joined(tmp_path, unit):
+    ase.io.write(tmp_path / "a.extxyz", molecules(2, energy="energy", forces="forces"))
+    npz(tmp_path / "b.npz")
+    with pytest.raises(ValueError, match=r"data: expected files of one energy unit, got \['eV', '"):
+        load(tmp_path / "a.extxyz", tmp_path / "b.npz")
+
+
+# The command
+
+
+def test_separate_files_of_validation_and_test_frames(tmp_path, capsys):
+    source, paths = arrays(), {}
+    for name, own in (("train", slice(0, 12)), ("valid", slice(12, 18)), ("test", slice(18, 24))):
+        paths[name] = str(tmp_path / f"{name}.npz")
+        np.savez(paths[name], z=source["z"], **{k: source[k][own] for k in "REF"})
+    metrics = run(["train", paths["train"], "--validation-data", paths["valid"], "--test-data",
+                   paths["test"], "--out", str(tmp_path / "run"), "--epochs=1", "--cutoff=2.0",
+                   "--batch-size=4", "--dim-embedding=8", "--num-filters=8"])  # fmt: skip
+    assert [metrics[f"num_{name}"] for name in ("train", "validation", "test")] == [12, 6, 6]
+    text = capsys.readouterr().out
+    assert "24 frames of 7 to 7 atoms, 0 periodic; elements H C; energies in unknown" in text
+    assert "taken: positions 'R', energies 'E', forces 'F', z 'z'" in text
+    assert "energies change as forces say" in text
+    with pytest.raises(ValueError, match="in two parts of the split"):
+        run(["train", paths["train"], "--test-data", paths["train"], "--out", str(tmp_path / "b")])
+
+
+def test_small_files_train_as_they_are(tmp_path):
+    for num in (5, 12):
+        source = arrays(num)
+        path = tmp_path / f"{num}.npz"
+        np.savez(path, **source)
+        train, validation, test = split(load(path))
+        assert len(train) + len(validation) + len(test) == num
+        assert min(len(validation), len(test)) >= 1 and len(train) >= 0.6 * num
+    with pytest.raises(ValueError, match="num_train: expected 1 or more frames of 2, got 0"):
+        np.savez(tmp_path / "2.npz", **arrays(2))
+        split(load(tmp_path / "2.npz"))
+
+
+def test_a_committee_reports_its_spread(tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["train", str(npz(tmp_path / "data.npz")), "--out", str(out), "--epochs=1",
+                 "--cutoff=2.0", "--batch-size=4", "--dim-embedding=8", "--num-filters=8",
+                 "--seeds=3", "--seed=5"]  # fmt: skip
+    metrics = run(arguments)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "metrics.json",
+        "seed-5",
+        "seed-6",
+        "seed-7",
+    ]
+    each = [json.loads((out / f"seed-{n}" / "metrics.json").read_text())["test_force_mae"]
+            for n in (5, 6, 7)]  # fmt: skip
+    assert metrics["seeds"] == [5, 6, 7] and len(set(each)) == 3
+    assert metrics["test_force_mae"] == pytest.approx(np.mean(each))
+    assert metrics["test_force_mae_std"] == pytest.approx(np.std(each, ddof=1))
+    assert "test, 3 seeds, mean ± standard deviation: energy_mae" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match=r"out: .*--overwrite to begin anew, got .*seed-5"):
+        run(arguments)
+    assert run([*arguments, "--overwrite"])["test_force_mae"] == metrics["test_force_mae"]
+
+
+def test_stresses_are_trained_on_and_reported(tmp_path):
+    """Only the stresses are told apart by the volume: a network learns them if they count."""
+    source = arrays(24)
+    cell = np.tile(CELL.numpy(), (24, 1, 1))
+    stress = np.tile(0.3 * np.eye(3), (24, 1, 1))
+    source["F"] = source["F"] * 0
+    np.savez(tmp_path / "data.npz", **source, cell=cell, stress=stress)
+    maes = []
+    for rho in (0.0, 1.0):
+        metrics = run(["train", str(tmp_path / "data.npz"), "--out", str(tmp_path / f"{rho}"),
+                       "--epochs=40", "--cutoff=2.0", "--batch-size=4", "--dim-embedding=8",
+                       "--num-filters=8", "--rho-energy=0.0", f"--rho-stress={rho}",
+                       "--rho-forces=0.01",
+                       "--lr=0.01"])  # fmt: skip
+        maes.append(metrics["test_virial_per_atom_mae"])
+    assert maes[1] < 0.3 * maes[0]
+
+
+def test_nothing_is_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"path: expected a data file, got .*nothing"):
+        load(tmp_path / "nothing.npz")
+    with pytest.raises(ValueError, match="path: expected at least one data file, got none"):
+        load()
+    Path(tmp_path / "empty.extxyz").write_text("")
+    with pytest.raises(ValueError, match=r"^path: expected .*empty"):
+        load(tmp_path / "empty.extxyz")
