@@ -23,7 +23,7 @@ unexport VIRTUAL_ENV  # another environment may be active; IPython would warn of
 report: NAME := schnet_assignment
 report: TIME := about a minute
 md: NAME := schnet_md
-md: TIME := seven to eight minutes
+md: TIME := about five minutes
 
 molnets: NAME := molnets
 molnets: TIME := about two minutes
