@@ -170,7 +170,12 @@ BAD_DATA = [
     ("no element", lambda a: a["z"].__setitem__(2, 119), ValueError, r"z: .*below 119, got \[119"),
     ("negative", lambda a: a["z"].__setitem__(2, -1), ValueError, r"z: expected .*got \[-1\]"),
     ("half", lambda a: a.update(z=a["z"] + 0.5), ValueError, r"z: .*got \[1\.5, 6\.5\]"),
-    ("cells", lambda a: a.update(cell=np.eye(3)), ValueError, r"cells: .*\(24, 3, 3\), got \(3, 3"),
+    (
+        "cells",
+        lambda a: a.update(cell=np.eye(4)),
+        ValueError,
+        r"cells: .*\(24, 3, 3\).*, got \(4, ",
+    ),
     ("split", lambda a: a.update(split=np.ones(9)), ValueError, r"split: .*\(24,\), got \(9,\)"),
 ]
 

@@ -115,7 +115,8 @@ def test_stresses_and_weights_of_arrays(tmp_path):
     stress = np.random.default_rng(0).normal(size=(24, 6))
     cell = np.tile(CELL.numpy(), (24, 1, 1))
     npz(tmp_path / "data.npz", stress=stress, cell=cell, weights=np.arange(24.0))
-    data = load(tmp_path / "data.npz", source=Source(stress_unit="GPa"))
+    known = Source(energy_unit="eV", length_unit="Å", stress_unit="GPa")
+    data = load(tmp_path / "data.npz", source=known)
     a = stress[3] * units.GPa * 2.9**3
     expected = [[a[0], a[5], a[4]], [a[5], a[1], a[3]], [a[4], a[3], a[2]]]
     assert_equal(data.virials[3], torch.tensor(expected, dtype=torch.float64))
@@ -317,7 +318,7 @@ def test_duplicates_are_left_out_and_said(tmp_path):
         load(tmp_path / "split.npz")
     twice["E"][25] += 0.1
     np.savez(tmp_path / "other.npz", **twice, z=source["z"])
-    with pytest.raises(ValueError, match=r"data: .*with the same labels, got frames 5 and 25"):
+    with pytest.raises(ValueError, match=r"data: .*with the same labels .*, got frames 5"):
         load(tmp_path / "other.npz")
 
 
@@ -411,3 +412,150 @@ def test_nothing_is_there(tmp_path):
     Path(tmp_path / "empty.extxyz").write_text("")
     with pytest.raises(ValueError, match=r"^path: expected .*empty"):
         load(tmp_path / "empty.extxyz")
+
+
+# What outsiders brought
+
+
+def written(path: Path, frames: list[ase.Atoms]) -> str:
+    ase.io.write(path, frames, format="extxyz")
+    return str(path)
+
+
+def test_isolated_atoms_without_an_energy_say_nothing(tmp_path):
+    frames = molecules(12, energy="REF_energy", forces="REF_forces")
+    alone = [ase.Atoms(symbol, info={"energy": -5.0, "config_type": "IsolatedAtom"})
+             for symbol in "HO"]  # fmt: skip
+    data = load(written(tmp_path / "a.extxyz", frames + alone))
+    assert data.isolated_energies() == {} and not data.alone.any()
+    assert element_energies_of(data, torch.arange(12))[[1, 8]].abs().min() > 0.1
+
+
+def test_isolated_atoms_may_stand_in_training_and_test_files(tmp_path):
+    frames = molecules(30, energy="energy", forces="forces")
+    alone = [ase.Atoms(symbol, info={"energy": -5.0}) for symbol in "HO"]
+    paths = [written(tmp_path / "a.extxyz", alone + frames[:20]),
+             written(tmp_path / "b.extxyz", alone + frames[20:])]  # fmt: skip
+    metrics = run(["train", paths[0], "--test-data", paths[1], "--out", str(tmp_path / "run"),
+                   "--epochs=1", "--batch-size=4"])  # fmt: skip
+    assert (metrics["num_test"], metrics["num_train"] + metrics["num_validation"]) == (10, 20)
+
+
+def test_nothing_is_removed_before_the_data_are_read(tmp_path):
+    arguments = ["--out", str(tmp_path / "run"), "--epochs=1", "--cutoff=2.0", "--batch-size=4"]
+    run(["train", str(npz(tmp_path / "data.npz")), *arguments])
+    before = (tmp_path / "run" / "best.pt").read_bytes()
+    with pytest.raises(FileNotFoundError):
+        run(["train", str(tmp_path / "typo.npz"), *arguments, "--overwrite"])
+    assert (tmp_path / "run" / "best.pt").read_bytes() == before
+
+
+def test_validation_frames_without_the_stresses_of_training(tmp_path):
+    source, cell = arrays(), np.tile(CELL.numpy(), (24, 1, 1))
+    np.savez(tmp_path / "a.npz", **source, cell=cell, stress=np.ones((24, 6)))
+    other = {k: x + 0.01 if k == "R" else x for k, x in source.items()}
+    np.savez(tmp_path / "b.npz", **other, cell=cell)
+    metrics = run(["train", str(tmp_path / "a.npz"), "--validation-data", str(tmp_path / "b.npz"),
+                   "--out", str(tmp_path / "run"), "--epochs=2", "--cutoff=2.0",
+                   "--batch-size=4"])  # fmt: skip
+    assert metrics["num_validation"] == 24 and "test_virial_per_atom_mae" in metrics
+
+
+def test_a_committee_goes_on_and_grows(tmp_path, monkeypatch):
+    arguments = ["train", str(npz(tmp_path / "data.npz")), "--out", str(tmp_path / "run"),
+                 "--epochs=2", "--cutoff=2.0", "--batch-size=4"]  # fmt: skip
+    run([*arguments, "--seeds=2"])
+    first = (tmp_path / "run" / "seed-0" / "best.pt").read_bytes()
+    metrics = run([*arguments, "--seeds=3", "--resume"])
+    assert metrics["seeds"] == [0, 1, 2] and len(first) > 0
+
+    def interrupt(trainer, *_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("molnets.training.trainer.Trainer._step", interrupt)
+    run([*arguments, "--seeds=3", "--overwrite"])
+    names = {path.name for path in (tmp_path / "run").glob("seed-*") if (path / "metrics.json")}
+    assert names == {"seed-0", "seed-1", "seed-2"}
+    times = [(tmp_path / "run" / f"seed-{n}" / "last.pt").stat().st_mtime for n in range(3)]
+    assert times[0] > times[2] > times[1]  # the first one was cut short, the others never begun
+
+
+@pytest.mark.parametrize(
+    "pbc, periodic", [(False, 0), ([True, True, False], 2), (True, 3), (np.zeros(24), 0)]
+)
+def test_arrays_that_say_what_is_periodic(tmp_path, pbc, periodic):
+    npz(tmp_path / "a.npz", cell=CELL.numpy(), pbc=np.array(pbc))
+    data = load(tmp_path / "a.npz")
+    found = 0 if data.cells is None else int(data.cells[5].any(dim=1).sum())
+    assert found == periodic
+
+
+def test_numbers_of_atoms_beside_arrays_of_frames(tmp_path):
+    n_atoms = np.full(24, 7)
+    n_atoms[4] = 5
+    assert load(npz(tmp_path / "a.npz", n_atoms=n_atoms)).n_atoms.tolist() == n_atoms.tolist()
+    assert load(npz(tmp_path / "b.npz", n_atoms=np.array(7))).n_atoms.tolist() == [7] * 24
+    with pytest.raises(ValueError, match=r"n_atoms: expected \(24,\) numbers from 1 to 7, got"):
+        load(npz(tmp_path / "c.npz", n_atoms=n_atoms + 1))
+    source = arrays()
+    flat = {"R": source["R"].reshape(-1, 3), "F": source["F"].reshape(-1, 3), "E": source["E"]}
+    np.savez(tmp_path / "d.npz", **flat, z=np.ones(168), n_atoms=n_atoms)
+    with pytest.raises(ValueError, match="n_atoms: expected numbers above 0, 168 in all"):
+        load(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Train", "val")])
+def test_a_split_in_words(tmp_path, names):
+    split_of = np.array([names[n >= 18] for n in range(24)])
+    data = load(npz(tmp_path / "a.npz", split=split_of))
+    assert data.split.tolist() == [0] * 18 + [1 if names[1] == "test" else 2] * 6
+    with pytest.raises(ValueError, match=r"split: expected one of \['train', .*got 'some'"):
+        load(npz(tmp_path / "b.npz", split=np.array(["some"] * 24)))
+
+
+def test_tensors_of_a_graph_and_long_doubles(tmp_path):
+    tensors = {name: torch.from_numpy(x) for name, x in arrays().items()}
+    torch.save(tensors | {"R": tensors["R"].requires_grad_()}, tmp_path / "a.pt")
+    assert not load(tmp_path / "a.pt").pos.requires_grad
+    long = {name: x.astype(np.longdouble) for name, x in arrays().items() if name != "z"}
+    same = load(npz(tmp_path / "b.npz", **long))
+    assert same.fingerprint() == load(npz(tmp_path / "c.npz")).fingerprint()
+
+
+def test_a_database_s_weights_and_types(tmp_path):
+    from ase.db import connect
+
+    with connect(tmp_path / "a.db") as database:
+        for n, atoms in enumerate(molecules(3)):
+            atoms.calc = SinglePointCalculator(atoms, energy=n - 4.0, forces=np.ones((3, 3)))
+            database.write(atoms, config_weight=2.0 + n)
+    assert load(tmp_path / "a.db").weights.tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize("unit", [{"stress_unit": "GPa"}, {"force_unit": "Hartree/Bohr"}])
+def test_a_unit_beside_units_that_are_not_known(tmp_path, unit):
+    with pytest.raises(ValueError, match="energy_unit, length_unit: expected both, where another"):
+        load(npz(tmp_path / "a.npz"), source=Source(**unit))
+
+
+def test_duplicates_that_differ_in_stress_or_weight(tmp_path):
+    frames = molecules(4, energy="energy", forces="forces", stress="stress")
+    for change in ({"config_weight": 50.0}, {"stress": 9 * frames[0].info["stress"]}):
+        twin = frames[0].copy()
+        twin.info.update(change)
+        with pytest.raises(ValueError, match="labels and weights, got frames 0 and 4"):
+            load(written(tmp_path / "a.extxyz", [*frames, twin]))
+
+
+def test_virials_are_not_taken_for_stresses(tmp_path):
+    frames = molecules(4, energy="energy", forces="forces")
+    for atoms in frames:
+        atoms.info["virial"] = np.ones(9)
+    data = load(written(tmp_path / "a.extxyz", frames))
+    assert "virial not read: stresses are, in energy / length³" in data.notes
+
+
+def test_nothing_but_isolated_atoms(tmp_path):
+    alone = [ase.Atoms(symbol, info={"energy": -5.0}) for symbol in "HO"]
+    with pytest.raises(ValueError, match="data: expected frames that are no isolated atoms, got 2"):
+        split(load(written(tmp_path / "a.extxyz", alone)))

@@ -94,8 +94,11 @@ def run(options: Namespace) -> dict[str, Any]:
     metrics = []
     for number, folder in enumerate(folders):
         own = replace(settings, seed=settings.seed + number)
-        metrics.append(_train(options, data, sizes, own, folder))
-    if options.seeds > 1 and metrics[0]:
+        found, interrupted = _train(options, data, sizes, own, folder)
+        metrics.append(found)
+        if interrupted:
+            break
+    if len(metrics) > 1 and metrics[0]:
         metrics = [_spread(metrics, options.out)]
     if dist.is_initialized():
         gc.collect()  # what shares gradients must go before the connections do
@@ -107,12 +110,16 @@ def run(options: Namespace) -> dict[str, Any]:
 def _expect_new(folder: Path, options: Namespace) -> None:
     """Expect a folder without a run, unless the options say what to do with it."""
     there = [name for name in ("last.pt", "best.pt") if (folder / name).exists()]
-    if options.overwrite:
-        for name in there:
-            (folder / name).unlink()
-    elif there and not options.resume:
+    if there and not (options.resume or options.overwrite):
         expected = "a new folder, --resume to go on or --overwrite to begin anew"
         raise FileExistsError(f"out: expected {expected}, got {folder}, which holds a run")
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run has left in a folder."""
+    for name in ("last.pt", "best.pt", "history.csv", "metrics.json", "energy_parity.svg",
+                 "force_parity.svg", "learning_curve.svg"):  # fmt: skip
+        (folder / name).unlink(missing_ok=True)
 
 
 def read(options: Namespace, source: Source) -> Dataset:
@@ -148,8 +155,8 @@ def summary(data: Dataset) -> list[str]:
 
 def _train(
     options: Namespace, data: Dataset, sizes: Any, settings: Settings, out: Path
-) -> dict[str, Any]:
-    """Train one network; return its metrics, on the first process."""
+) -> tuple[dict[str, Any], bool]:
+    """Train one network; return its metrics, on the first process, and whether it was cut short."""
     numbers = options.num_train, options.num_validation, options.num_test
     train, validation, test = split(data, *numbers, settings.seed)
     new = set(data.z[data.atoms_of(torch.cat([validation, test]))].tolist())
@@ -159,6 +166,8 @@ def _train(
     torch.manual_seed(settings.seed)
     potential = standardized(sizes, data, train).to(options.device)
     potential = potential.double() if options.float64 else potential
+    if options.overwrite and int(os.environ.get("RANK", 0)) == 0:
+        _clear(out)
     trainer = Trainer(potential, data, train, validation, settings, out)
     unseen = int((data.edges(potential.cutoff).counts[train] == 0).sum())
     if trainer.rank == 0:
@@ -167,15 +176,16 @@ def _train(
               f"weights, batches of {settings.batch_size}")  # fmt: skip
         if unseen:
             print(f"{unseen} training frames have no atoms within the cutoff of {potential.cutoff}")
-    if options.resume:
-        trainer.resume(out / "last.pt")
+    if options.resume and (options.seeds == 1 or (out / "last.pt").exists()):
+        trainer.resume(out / "last.pt")  # a committee's others begin
     trainer.run()
-    return report(trainer, data, test) if trainer.rank == 0 else {}
+    return report(trainer, data, test) if trainer.rank == 0 else {}, trainer.interrupted
 
 
 def _spread(metrics: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     """Write and print the mean and the standard deviation of a committee's errors."""
-    names = [name for name in metrics[0] if name.startswith("test_")]
+    names = [name for name in metrics[0] if name.startswith("test_")
+             and all(name in row for row in metrics)]  # fmt: skip
     values = {name: torch.tensor([row[name] for row in metrics], dtype=torch.float64)
               for name in names}  # fmt: skip
     found = {"seeds": [row["settings"]["seed"] for row in metrics]}

@@ -115,7 +115,7 @@ class Dataset:
         if alone is None:
             alone = (self.n_atoms == 1) & self.labels[:, 0]
             alone &= ~self.cells.flatten(1).any(dim=1) if self.cells is not None else True
-        self.alone = alone.bool()
+        self.alone = alone.bool() & self.labels[:, 0]
         self.notes: list[str] = []
         self.first = self.n_atoms.cumsum(0) - self.n_atoms
         self.energy_unit = self.length_unit = UNKNOWN
@@ -166,12 +166,15 @@ class Dataset:
         for first, frame in twice:
             pair = torch.tensor([first, frame])
             forces = self.forces[self.atoms_of(pair)].view(2, -1, 3)
+            virials = torch.zeros(2, 1) if self.virials is None else self.virials[pair]
             same = bool(torch.equal(self.labels[first], self.labels[frame])
+                        and self.weights[first] == self.weights[frame]
+                        and torch.allclose(*virials, rtol=1e-6, atol=1e-6)
                         and torch.isclose(*self.energies[pair], rtol=1e-9, atol=1e-6)
                         and torch.allclose(*forces, rtol=1e-6, atol=1e-6))  # fmt: skip
-            expected = "frames that are there once, or with the same labels"
+            expected = "frames that are there once, or with the same labels and weights"
             expect(same, "data", expected, f"frames {first} and {frame}, which have others")
-            if self.split is not None:
+            if self.split is not None and not self.alone[first]:
                 same = bool(self.split[first] == self.split[frame])
                 expected = "no frame in two parts of the split"
                 expect(same, "split", expected, f"frames {first} and {frame}, which are the same")
@@ -334,6 +337,7 @@ def split(
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     rest, parts = order[~data.alone[order]], {}
     total = len(rest)
+    expect(total > 0, "data", "frames that are no isolated atoms", f"{len(data)} of these alone")
     for name, fraction, most in (("test", 5, MOST_TEST), ("validation", 10, MOST_VALIDATION)):
         number = numbers[f"num_{name}"]
         says = None if data.split is None else data.split[rest] == PARTS[name]
@@ -341,7 +345,9 @@ def split(
             parts[name], rest = rest[says], rest[~says]
             continue
         number = max(1, min(most, total // fraction)) if number is None else number
-        parts[name], rest = rest[:number], rest[number:]
+        free = rest if data.split is None else rest[data.split[rest] == PARTS["train"]]
+        parts[name] = free[:number]
+        rest = rest[~torch.isin(rest, parts[name])]
     train = rest[: num_train or None]
     least = {"test": 1, "validation": max(1, num_validation or 0), "train": max(1, num_train)}
     for name, part in (

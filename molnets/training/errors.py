@@ -71,7 +71,7 @@ def loss_of(results: tuple[Tensor, ...], target: Batch, factors: Tensor) -> Tens
     squares = (forces - target.forces).square().sum(dim=1)  # (N,)
     loss = (of_energy * (energy - target.energies).flatten().square()).sum()
     loss = loss + (of_forces[target.batch] * squares).sum()
-    if virials and target.virials is not None:
+    if virials and virials[0] is not None and target.virials is not None:
         loss = loss + (of_virial * (virials[0] - target.virials).square().sum(dim=(1, 2))).sum()
     return loss / len(factors)
 

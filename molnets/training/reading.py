@@ -22,7 +22,7 @@ from torch import Tensor
 from molnets.checkpoint import UNKNOWN
 from molnets.checks import expect
 from molnets.options import option
-from molnets.training.data import Dataset, joined
+from molnets.training.data import PARTS, Dataset, joined
 
 MD17 = "md17:"  # what a data set that is downloaded begins with
 ENERGY_UNITS = {
@@ -116,6 +116,11 @@ def _load_one(path: str | Path, source: Source) -> Dataset:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: expected a data file, got {path}, where no file is")
+    if path.suffix in (".npz", ".pt", ".pth"):
+        ok = not (source.force_unit or source.stress_unit)
+        ok = ok or bool(source.energy_unit and source.length_unit)
+        named = source.energy_unit, source.length_unit
+        expect(ok, "energy_unit, length_unit", "both, where another unit is given", named)
     if path.suffix == ".npz":
         return _from_arrays(_read_npz(path), source)
     if path.suffix in (".pt", ".pth"):
@@ -145,13 +150,23 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
             arrays = {key: archive[key] for key in archive.files}
     except Exception as error:  # of many kinds, for what is no archive or cut off
         raise ValueError(f"path: expected plain arrays in {path}, got {error}") from error
+    if "split" in arrays and arrays["split"].dtype.kind in "US":
+        arrays["split"] = np.array([_part_of(str(name)) for name in arrays["split"].ravel()])
     numbers = {key: x for key, x in arrays.items() if x.dtype.kind in "fiub"}
     return {key: _as_tensor(x) for key, x in numbers.items()}
+
+
+def _part_of(name: str) -> int:
+    """Return the number of a part of the split that has a name."""
+    found = [number for part, number in PARTS.items() if name and part.startswith(name.lower())]
+    expect(len(found) == 1, "split", f"one of {list(PARTS)}", repr(name))
+    return found[0]
 
 
 def _as_tensor(x: np.ndarray) -> Tensor:
     """Return an array in a dtype that torch can compute with, and in this machine's byte order."""
     dtype = x.dtype.newbyteorder("=") if x.dtype.kind == "f" else np.int64
+    dtype = np.float64 if x.dtype.kind == "f" and x.itemsize > 8 else dtype
     return torch.from_numpy(np.asarray(x, dtype))
 
 
@@ -163,7 +178,7 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"path: expected plain tensors in {path}, got {got}") from error
     expected = f"tensors by name in {path}"
     expect(isinstance(content, dict), "path", expected, type(content).__name__)
-    return {key: x for key, x in content.items() if isinstance(x, Tensor)}
+    return {key: x.detach() for key, x in content.items() if isinstance(x, Tensor)}
 
 
 def _found(what: str, arrays: dict[str, Tensor], source: Source) -> str | None:
@@ -201,7 +216,9 @@ def _from_arrays(arrays: dict[str, Tensor], source: Source) -> Dataset:
         expect(ok, f"{names['forces']}", f"{tuple(positions.shape)} as {names['positions']}", got)
         forces = forces.reshape(-1, 3)[kept]
     energies = None if names["energies"] is None else arrays[names["energies"]].flatten()
-    cells = None if names["cells"] is None else _cells_of(arrays[names["cells"]], T)
+    cells = (
+        None if names["cells"] is None else _cells_of(arrays[names["cells"]], T, arrays.get("pbc"))
+    )
     stresses = None
     if names["stresses"] is not None:
         stresses = _stresses_of(arrays[names["stresses"]].double(), T)
@@ -214,9 +231,12 @@ def _laid_out(
     name: str, positions: Tensor, z: Tensor, n_atoms: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return positions (N, 3), atomic numbers (N,) and sizes (T,), and which rows are kept."""
-    one = z.numel() == 1
-    if n_atoms is not None:
+    one, n_atoms = z.numel() == 1, None if n_atoms is None else n_atoms.flatten().long()
+    if n_atoms is not None and positions.ndim == 2:
         z = z.flatten().expand(len(positions)) if one else z.flatten()
+        expected = f"numbers above 0, {len(positions)} in all, as {name} has rows"
+        ok = len(n_atoms) > 0 and n_atoms.min() > 0 and int(n_atoms.sum()) == len(positions)
+        expect(ok, "n_atoms", expected, n_atoms.tolist())
         return positions, z, n_atoms, torch.ones(len(positions), dtype=torch.bool)
     if positions.ndim != 3 or positions.shape[2] != 3:
         raise ValueError(f"{name}: expected shape (T, n, 3), got {tuple(positions.shape)}")
@@ -224,15 +244,33 @@ def _laid_out(
     shapes = f"({n},), ({T}, {n}) or one number"
     z = z.flatten() if z.shape not in ((T, n), (T, n, 1)) else z.reshape(T, n)
     expect(one or z.shape in ((n,), (T, n)), "z", shapes, tuple(z.shape))
-    z = z.expand(T, n).reshape(-1)
+    z = z.expand(T, n)
     kept = z != 0  # where a frame has fewer atoms than others
-    n_atoms = kept.view(T, n).sum(dim=1) if T else torch.zeros(0, dtype=torch.int64)
-    return positions.reshape(-1, 3)[kept], z[kept], n_atoms, kept
+    if n_atoms is not None:
+        ok = len(n_atoms) in (1, T) and n_atoms.min() > 0 and n_atoms.max() <= n
+        expect(ok, "n_atoms", f"({T},) numbers from 1 to {n}", n_atoms.tolist())
+        kept = torch.arange(n).expand(T, n) < n_atoms.view(-1, 1)
+    n_atoms = kept.sum(dim=1) if T else torch.zeros(0, dtype=torch.int64)
+    return positions[kept], z[kept], n_atoms, kept.flatten()
 
 
-def _cells_of(cells: Tensor, num_frames: int) -> Tensor:
-    """Return cells (T, 3, 3) from these, or lengths along the axes, (T, 3)."""
-    return torch.diag_embed(cells) if cells.shape == (num_frames, 3) else cells
+def _cells_of(cells: Tensor, num_frames: int, pbc: Tensor | None) -> Tensor:
+    """Return cells (T, 3, 3) from these or one for all, (3, 3), 0 along what is not periodic.
+
+    Args:
+        cells: lattice vectors in rows.
+        num_frames: T.
+        pbc: truth values, (T, 3), (T,), (3,) or one; None for all.
+    """
+    cells = cells.expand(num_frames, 3, 3) if cells.shape == (3, 3) else cells
+    shape = (num_frames, 3, 3)
+    expect(cells.shape == shape, "cells", f"{shape} or (3, 3)", tuple(cells.shape))
+    if pbc is None:
+        return cells
+    pbc = pbc.bool().view(-1, 1) if pbc.shape == (num_frames,) != (3,) else pbc.bool()
+    ok = pbc.numel() in (1, 3, num_frames, 3 * num_frames)
+    expect(ok, "pbc", f"({num_frames}, 3), ({num_frames},), (3,) or one", tuple(pbc.shape))
+    return cells * pbc.expand(num_frames, 3).unsqueeze(2)
 
 
 def _stresses_of(stresses: Tensor, num_frames: int) -> Tensor:
@@ -345,12 +383,12 @@ def _from_ase(path: Path, source: Source) -> Dataset:
             parts[what].append(_as_shape(value, shape, f"{names[what]} of frame {number}"))
     used = {what: name for what, name in names.items() if name is not None}
     cells = np.stack([atoms.cell.array * atoms.pbc[:, None] for atoms in frames])
-    weights = [float(atoms.info.get("config_weight", 1.0)) for atoms in frames]
-    types = [str(atoms.info.get("config_type", "")).lower() for atoms in frames]
+    weights = [float(own.get("config_weight", 1.0)) for own in held]
+    types = [str(own.get("config_type", "")).lower() for own in held]
     single = [len(atoms) == 1 for atoms in frames]
     alone = [one and (kind == "isolatedatom" or not atoms.pbc.any())
              for one, kind, atoms in zip(single, types, frames, strict=True)]  # fmt: skip
-    return _dataset(
+    data = _dataset(
         source, torch.as_tensor(np.concatenate([atoms.numbers for atoms in frames])),
         torch.as_tensor(np.concatenate([atoms.positions for atoms in frames])),
         torch.tensor([len(atoms) for atoms in frames]),
@@ -359,6 +397,10 @@ def _from_ase(path: Path, source: Source) -> Dataset:
         torch.from_numpy(np.stack(parts["stresses"])), used,
         weights=torch.tensor(weights, dtype=torch.float64), alone=torch.tensor(alone),
     )  # fmt: skip
+    unread = sorted(name for name in set().union(*held) if "virial" in name.lower())
+    if unread and names["stresses"] is None:
+        data.notes.append(f"{', '.join(unread)} not read: stresses are, in energy / length³")
+    return data
 
 
 def _rows_of(path: Path) -> list[Atoms]:

@@ -176,6 +176,7 @@ class Trainer:
         self.steps_per_epoch = len(train) // settings.batch_size
         self.epoch, self.seconds, self.best, self.since_best = 0, 0.0, math.inf, 0
         self.history: list[dict[str, Any]] = []
+        self.interrupted = False  # by Ctrl-C
         self._started: float | None = None
         self._unsaved: dict[str, Any] | None = None
         self._saved_at = -math.inf
@@ -206,6 +207,7 @@ class Trainer:
                 shown = [x for x in ("loss", "energy_mae", "force_mae") if x in row]
                 bar.set_postfix({name: f"{row[name]:.3g}" for name in shown})
         except KeyboardInterrupt:
+            self.interrupted = True
             if not self.history:  # not even one epoch: keep what there is
                 self._keep(math.nan)
             bar.write(f"interrupted in epoch {self.epoch}: the epochs before it are in {self.out}")
