@@ -119,7 +119,8 @@ def _sizes(numbers: dict) -> list[str]:
     for name, results in numbers["sizes"].items():
         for r in results:
             per_atom = f"{1e6 * r['seconds'] / r['atoms']:.2f} µs"
-            rows.append([name, f"{r['atoms']:,}", f"{r['seconds']:.4g} s", per_atom,
+            title = {"tables": "SchNet, ours", "PaiNN": "PaiNN, ours"}.get(name, name)
+            rows.append([title, f"{r['atoms']:,}", f"{r['seconds']:.4g} s", per_atom,
                          f"{r['extra_mb']:,.0f} MB"])  # fmt: skip
     head = ["", "atoms in bulk", "energies and forces", "per atom", "extra memory"]
     return ["![time and memory against the number of atoms](peers.svg)", "", *table(head, rows),
