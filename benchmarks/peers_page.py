@@ -172,7 +172,7 @@ def draw(sizes: dict[str, list[dict]], path: Path) -> None:
         right.loglog(atoms, [r["extra_mb"] for r in results], marker, color=color)
     left.set(xlabel="atoms in bulk", ylabel="time per atom (µs)", title="energies and forces")
     right.set(xlabel="atoms in bulk", ylabel="extra memory (MB)", title="peak of the process")
-    left.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     for ax in (left, right):
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
