@@ -63,14 +63,14 @@ def changed(data: Dataset, factors: tuple[float, float, float]) -> Dataset:
     return data
 
 
-@pytest.mark.parametrize("name", ["cluster", "ethanol", "silicon", "mixed"])
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("silicon", "mixed")]
+
+
+@pytest.mark.parametrize("name", ["cluster", "ethanol", *LONG])
 def test_sound_data_pass(name):
     found = check_units(data_of(name))
     assert found.factor == 1 and found.correlation > 0.9 and found.advantage > 1.5
     assert str(found).startswith("energies change as forces say (correlation ")
-
-
-LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("silicon", "mixed")]
 
 
 @pytest.mark.parametrize("name", ["cluster", "ethanol", *LONG])

@@ -19,7 +19,8 @@ from molnets.options import add_options, chosen
 from molnets.potential import Potential
 from molnets.training.data import PARTS, Dataset
 from molnets.training.errors import evaluate, force_errors_by_element
-from molnets.training.reading import Source, load
+from molnets.training.reading import load
+from molnets.training.source import Source
 
 DESCRIPTION = (
     "Print the errors of a trained network on a file of frames, for each split that the file has, "

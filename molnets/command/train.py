@@ -28,7 +28,8 @@ from molnets.training.consistency import check_units
 from molnets.training.data import PARTS, Dataset, joined, split
 from molnets.training.engines import ENGINES
 from molnets.training.errors import evaluate
-from molnets.training.reading import Source, load
+from molnets.training.reading import load
+from molnets.training.source import Source
 from molnets.training.trainer import Settings, Trainer, standardized
 from schnet_helpers import FIGURE_STYLE
 

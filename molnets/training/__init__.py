@@ -1,7 +1,8 @@
 """Training on energies and forces.
 
 data.py      frames, their edges, and how they are split
-reading.py   frames from files: keys and units
+reading.py   frames from files
+source.py    how files are to be read: keys and units
 consistency.py  whether energies and forces belong together
 errors.py    the loss, and errors over all and by element
 engines.py   what computes the loss of a step and its gradient
@@ -19,7 +20,8 @@ from molnets.training.errors import (
     force_errors_by_element,
     loss_of,
 )
-from molnets.training.reading import Source, load
+from molnets.training.reading import load
+from molnets.training.source import Source
 from molnets.training.trainer import Settings, Trainer, standardized
 
 __all__ = [

@@ -31,7 +31,8 @@ from molnets.training.engines import laid_out, on_one_thread
 from molnets.training.errors import evaluate
 
 MOST_ROWS, LEAST_FRAMES = 12_000, 12
-MOST_STEPS, LEAST_STEPS, MOST_EDGES = 1000, 150, 8e6  # of a fit; edges that it visits
+MOST_STEPS, LEAST_STEPS = 1000, 150  # of a fit
+MOST_EDGES, MOST_PASSES = 8e6, 100  # that it visits; over its frames
 BATCH, LR, WIDTH, REACH = 5, 5e-3, 32, 2.3  # reach: the cutoff, in distances of nearest neighbours
 ROUGH = 4.0  # a slope further from 1 is another unit, whatever the network has not learned
 LEAST_CORRELATION, CLEARLY = 0.6, 1.3
@@ -135,7 +136,8 @@ class _Fits:
         frames = frames._replace(energies=torch.zeros_like(frames.energies))
         steps = SplineSteps(potential, frames)
         visited = float(data.edges(self.cutoff).counts[self.fit].double().mean()) * BATCH
-        num_steps = int(min(MOST_STEPS, max(LEAST_STEPS, MOST_EDGES / max(1.0, visited))))
+        most = min(MOST_STEPS, MOST_EDGES / max(1.0, visited), MOST_PASSES * len(self.fit) / BATCH)
+        num_steps = int(max(LEAST_STEPS, most))
         judge, energies = SplineForces(potential), data.energies / (factor or 1.0)
 
         def before(step: int) -> None:

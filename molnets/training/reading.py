@@ -1,7 +1,4 @@
-"""Data files: arrays in .npz and .pt, and whatever ASE reads; which keys hold the labels; units.
-
-What is converted becomes eV and Å, ASE's units, so that a model can be simulated as it is. Units
-that nobody names are left alone, and called unknown.
+"""Data files: arrays in .npz and .pt, and whatever ASE reads.
 
 Axes:   T frames, N atoms of all frames, n atoms of one.
 """
@@ -9,34 +6,22 @@ Axes:   T frames, N atoms of all frames, n atoms of one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms, units
+from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
 from molnets.checkpoint import UNKNOWN
 from molnets.checks import expect
-from molnets.options import option
 from molnets.training.data import PARTS, Dataset, joined
+from molnets.training.source import OPTIONS, REDUCED_UNITS, Source
 
 MD17 = "md17:"  # what a data set that is downloaded begins with
-ENERGY_UNITS = {
-    "eV": 1.0, "meV": 1e-3, "kcal/mol": units.kcal / units.mol, "kJ/mol": units.kJ / units.mol,
-    "Hartree": units.Hartree, "Ha": units.Hartree, "Rydberg": units.Rydberg, "Ry": units.Rydberg,
-}  # fmt: skip
-LENGTH_UNITS = {
-    "Å": 1.0, "A": 1.0, "Ang": 1.0, "Angstrom": 1.0, "angstrom": 1.0, "Bohr": units.Bohr,
-    "bohr": units.Bohr, "nm": units.nm, "pm": 0.01,
-}  # fmt: skip
-REDUCED_UNITS = ("ε", "σ")  # Lennard-Jones', never converted
-ENERGY_UNITS["ε"] = LENGTH_UNITS["σ"] = 1.0
-PRESSURE_UNITS = {"GPa": units.GPa, "kbar": 1000 * units.bar, "kB": 1000 * units.bar}
-
 ARRAYS = {  # names of arrays, the first that is there is taken
     "positions": ("R", "coords", "positions", "pos", "coordinates", "xyz"),
     "energies": ("E", "energies", "energy", "e_pot", "REF_energy", "Energy", "energy_ref"),
@@ -50,42 +35,12 @@ LABELS = {  # the same in what ASE reads; a reference's name goes before a calcu
     "forces": ("REF_forces", "forces", "force", "Forces"),
     "stresses": ("REF_stress", "stress", "stresses"),
 }
-OPTIONS = {"energies": "--energy-key", "forces": "--forces-key", "stresses": "--stress-key"}
 
 
-@dataclass(frozen=True)
-class Source:
-    """How files are to be read; what is "" is found out, or taken as it is."""
-
-    energy_key: str = option("", "name of the energies in the file; found by itself if it is usual")
-    forces_key: str = option("", "name of the forces, likewise")
-    stress_key: str = option("", "name of the stresses, likewise")
-    energy_unit: str = option("", f"unit of the energies, {', '.join(ENERGY_UNITS)}: converted to "
-                              "eV; files that ASE reads are in eV and Å")  # fmt: skip
-    length_unit: str = option("", "unit of the positions, Å, Bohr, nm or pm: converted to Å")
-    force_unit: str = option("", "unit of the forces, such as Hartree/Bohr, if it is not that of "
-                             "the energies / that of the positions")  # fmt: skip
-    stress_unit: str = option(
-        "", "unit of the stresses, GPa or kbar, if it is not energy / length³"
-    )
-
-    def __post_init__(self) -> None:
-        for name, known in (("energy_unit", ENERGY_UNITS), ("length_unit", LENGTH_UNITS),
-                            ("stress_unit", PRESSURE_UNITS)):  # fmt: skip
-            value = getattr(self, name)
-            expected = f"one of {', '.join(known)}, or none for others: nothing is converted then"
-            expect(not value or value in known, name, expected, repr(value))
-        energy, _, length = self.force_unit.rpartition("/")
-        ok = not self.force_unit or (energy in ENERGY_UNITS and length in LENGTH_UNITS)
-        expect(ok, "force_unit", "an energy / a length, such as Hartree/Bohr", self.force_unit)
-
-    def key(self, what: str) -> str:
-        """Return the name that was given for the energies, forces or stresses, or ""."""
-        return {"energies": self.energy_key, "forces": self.forces_key,
-                "stresses": self.stress_key}.get(what, "")  # fmt: skip
+AS_IT_IS = Source()
 
 
-def load(*paths: str | Path, source: Source = Source()) -> Dataset:
+def load(*paths: str | Path, source: Source = AS_IT_IS) -> Dataset:
     """Read a data set from one file or several.
 
     `.npz` and `.pt` hold arrays: positions (T, n, 3), energies (T,) or (T, 1), forces (T, n, 3),
@@ -293,7 +248,7 @@ def _dataset(
     forces = torch.full((N, 3), torch.nan).double() if forces is None else forces.double()
     expect(energies.shape == (T,), "energies", f"({T},)", tuple(energies.shape))
     expect(forces.shape == pos.shape, "forces", f"{tuple(pos.shape)}", tuple(forces.shape))
-    E, L, F, S = _factors(source)
+    E, L, F, S = source.factors()
     virials = None
     if stresses is not None and cells is not None:
         volume = torch.linalg.det(cells.double() * L).abs().view(-1, 1, 1)
@@ -311,15 +266,6 @@ def _dataset(
     data.length_unit = L if L in REDUCED_UNITS else "Å" if L else UNKNOWN
     data.notes = _notes(source, data, used)
     return data
-
-
-def _factors(source: Source) -> tuple[float, float, float, float]:
-    """Return what energies, lengths, forces and stresses are multiplied by."""
-    E = ENERGY_UNITS.get(source.energy_unit, 1.0)
-    L = LENGTH_UNITS.get(source.length_unit, 1.0)
-    energy, _, length = source.force_unit.rpartition("/")
-    F = ENERGY_UNITS[energy] / LENGTH_UNITS[length] if source.force_unit else E / L
-    return E, L, F, PRESSURE_UNITS.get(source.stress_unit, E / L**3)
 
 
 def _labels(
@@ -346,7 +292,7 @@ def _labels(
 def _notes(source: Source, data: Dataset, used: dict[str, str]) -> list[str]:
     names = ", ".join(f"{what} {name!r}" for what, name in used.items())
     notes = [f"taken: {names}"]
-    if any(x != 1.0 for x in _factors(source)):
+    if any(x != 1.0 for x in source.factors()):
         energy, length = source.energy_unit or "energies", source.length_unit or "lengths"
         forces = source.force_unit or f"{energy}/{length}"
         notes.append(f"converted to eV and Å from {energy}, {length}, forces {forces}")
