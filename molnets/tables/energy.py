@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from molnets.checks import expect, spread_atomic_numbers
+from molnets.tables.structure import embedding_gradients
 
 if TYPE_CHECKING:
     from molnets.tables.model import System, _Tabulated
@@ -96,11 +97,6 @@ def _gradients_of_weights(call: Call, g: Tensor) -> Tensor:
     _expect_the_same(call)
     model, system = call.model, call.system
     g_x, parts = model.weight_gradients(system, g)
-    parameters = list(model.embedding.parameters())
-    inner = [w for w in parameters if w.requires_grad]
-    with torch.enable_grad():
-        z = spread_atomic_numbers(system.z, system.batch, len(g)).to(g_x.dtype)
-        x = model.embedding(z)
-    found = iter(torch.autograd.grad(x, inner, g_x) if inner else ())
-    parts += [next(found) if w.requires_grad else torch.zeros_like(w) for w in parameters]
+    z = spread_atomic_numbers(system.z, system.batch, len(g)).to(g_x.dtype)
+    parts += embedding_gradients(model.embedding, z, g_x)
     return torch.cat([part.flatten() for part in parts])

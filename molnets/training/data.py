@@ -73,34 +73,11 @@ class Dataset:
         cells: Tensor | None = None, split: Tensor | None = None, virials: Tensor | None = None,
         labels: Tensor | None = None, weights: Tensor | None = None, alone: Tensor | None = None,
     ) -> None:  # fmt: skip
-        num_frames, num_atoms = len(n_atoms), int(n_atoms.sum())
-        expected = {
-            "z": (num_atoms,),
-            "pos": (num_atoms, 3),
-            "energies": (num_frames,),
-            "forces": (num_atoms, 3),
-            "cells": (num_frames, 3, 3),
-            "split": (num_frames,),
-            "virials": (num_frames, 3, 3),
-            "labels": (num_frames, 3),
-            "weights": (num_frames,),
-            "alone": (num_frames,),
-        }
+        num_frames = len(n_atoms)
         given = {"z": z, "pos": pos, "energies": energies, "forces": forces, "cells": cells,
                  "split": split, "virials": virials, "labels": labels,
                  "weights": weights, "alone": alone}  # fmt: skip
-        given = {name: x for name, x in given.items() if x is not None}
-        ok = num_frames > 0 and int(n_atoms.min()) > 0
-        expect(ok, "n_atoms", "at least one frame, and atoms in every frame", n_atoms.tolist())
-        for name, tensor in given.items():
-            shape = tuple(tensor.shape)
-            expect(shape == expected[name], name, str(expected[name]), shape)
-            if not tensor.isfinite().all():
-                entry = int((~tensor.isfinite()).nonzero()[0, 0])
-                raise ValueError(f"{name}: expected finite numbers, got others in entry {entry}")
-        known = (z.double() == z.long()) & (z >= 0) & (z < NUM_ELEMENTS)
-        expected = f"whole atomic numbers below {NUM_ELEMENTS}"
-        expect(known.all(), "z", expected, z[~known].unique().tolist())
+        _expect_arrays(n_atoms, {name: x for name, x in given.items() if x is not None})
         self.z, self.n_atoms = z.long(), n_atoms.long()
         self.split = None if split is None else split.long()
         self.pos, self.energies, self.forces = pos.double(), energies.double(), forces.double()
@@ -235,6 +212,25 @@ class Dataset:
                 raise ValueError(
                     f"pos: expected distinct positions, got two equal in frame {frame}"
                 )
+
+
+def _expect_arrays(n_atoms: Tensor, given: dict[str, Tensor]) -> None:
+    """Expect frames with atoms, arrays of their shapes, finite numbers, and known elements."""
+    T, N = len(n_atoms), int(n_atoms.sum())
+    shapes = {"z": (N,), "pos": (N, 3), "forces": (N, 3), "cells": (T, 3, 3),
+              "virials": (T, 3, 3), "labels": (T, 3)}  # fmt: skip
+    ok = T > 0 and int(n_atoms.min()) > 0
+    expect(ok, "n_atoms", "at least one frame, and atoms in every frame", n_atoms.tolist())
+    for name, tensor in given.items():
+        shape, expected = tuple(tensor.shape), shapes.get(name, (T,))
+        expect(shape == expected, name, str(expected), shape)
+        if not tensor.isfinite().all():
+            entry = int((~tensor.isfinite()).nonzero()[0, 0])
+            raise ValueError(f"{name}: expected finite numbers, got others in entry {entry}")
+    z = given["z"]
+    known = (z.double() == z.long()) & (z >= 0) & (z < NUM_ELEMENTS)
+    expected = f"whole atomic numbers below {NUM_ELEMENTS}"
+    expect(known.all(), "z", expected, z[~known].unique().tolist())
 
 
 class FrameEdges:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -179,7 +179,8 @@ def _from_arrays(arrays: dict[str, Tensor], source: Source) -> Dataset:
         stresses = _stresses_of(arrays[names["stresses"]].double(), T)
     used = {what: name for what, name in names.items() if name is not None}
     more = {name: arrays[name] for name in ("split", "weights") if name in arrays}
-    return _dataset(source, z, pos, n_atoms, energies, forces, cells, stresses, used, **more)
+    given = _Frames(z, pos, n_atoms, cells, energies, forces, stresses)
+    return _dataset(source, given, used, **more)
 
 
 def _laid_out(
@@ -237,12 +238,23 @@ def _stresses_of(stresses: Tensor, num_frames: int) -> Tensor:
     return stresses.reshape(num_frames, 3, 3)
 
 
+class _Frames(NamedTuple):
+    """What a file holds of its frames, in its units; None and NaN are no labels."""
+
+    z: Tensor  # (N,)
+    pos: Tensor  # (N, 3)
+    n_atoms: Tensor  # (T,)
+    cells: Tensor | None  # (T, 3, 3)
+    energies: Tensor | None  # (T,)
+    forces: Tensor | None  # (N, 3)
+    stresses: Tensor | None  # (T, 3, 3)
+
+
 def _dataset(
-    source: Source, z: Tensor, pos: Tensor, n_atoms: Tensor, energies: Tensor | None,
-    forces: Tensor | None, cells: Tensor | None, stresses: Tensor | None, used: dict[str, str],
-    **more: Tensor | None,
-) -> Dataset:  # fmt: skip
-    """Return a data set in eV and Å, if the units are known; None and NaN are no labels."""
+    source: Source, given: _Frames, used: dict[str, str], **more: Tensor | None
+) -> Dataset:
+    """Return a data set in eV and Å, if the units are known."""
+    z, pos, n_atoms, cells, energies, forces, stresses = given
     T, N = len(n_atoms), len(pos)
     energies = torch.full((T,), torch.nan).double() if energies is None else energies.double()
     forces = torch.full((N, 3), torch.nan).double() if forces is None else forces.double()
@@ -334,15 +346,16 @@ def _from_ase(path: Path, source: Source) -> Dataset:
     single = [len(atoms) == 1 for atoms in frames]
     alone = [one and (kind == "isolatedatom" or not atoms.pbc.any())
              for one, kind, atoms in zip(single, types, frames, strict=True)]  # fmt: skip
-    data = _dataset(
-        source, torch.as_tensor(np.concatenate([atoms.numbers for atoms in frames])),
+    given = _Frames(
+        torch.as_tensor(np.concatenate([atoms.numbers for atoms in frames])),
         torch.as_tensor(np.concatenate([atoms.positions for atoms in frames])),
-        torch.tensor([len(atoms) for atoms in frames]),
+        torch.tensor([len(atoms) for atoms in frames]), torch.as_tensor(cells),
         torch.from_numpy(np.concatenate(parts["energies"])),
-        torch.from_numpy(np.concatenate(parts["forces"])), torch.as_tensor(cells),
-        torch.from_numpy(np.stack(parts["stresses"])), used,
-        weights=torch.tensor(weights, dtype=torch.float64), alone=torch.tensor(alone),
+        torch.from_numpy(np.concatenate(parts["forces"])),
+        torch.from_numpy(np.stack(parts["stresses"])),
     )  # fmt: skip
+    data = _dataset(source, given, used, weights=torch.tensor(weights, dtype=torch.float64),
+                    alone=torch.tensor(alone))  # fmt: skip
     unread = sorted(name for name in set().union(*held) if "virial" in name.lower())
     if unread and names["stresses"] is None:
         data.notes.append(f"{', '.join(unread)} not read: stresses are, in energy / length³")
