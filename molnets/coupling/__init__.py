@@ -2,4 +2,5 @@
 
 driven.py  a model made ready once, for all that follow: units, elements, arrays
 ase.py     a calculator for ASE
+openmm.py  a force for OpenMM
 """
