@@ -82,7 +82,11 @@ class ModelCalculator(Calculator):
             results["stress"] = full_3x3_to_voigt_6_stress((stress + stress.T) / 2)
         self.results = results
 
+    def expect_elements(self, atoms: Atoms) -> None:
+        """Expect elements that the model was trained on, as far as that is known."""
+        self._driven.expect_elements(atoms.numbers, "atoms")
+
     def _system_of(self, atoms: Atoms) -> tuple[Tensor | None, ...]:
         """Return z, pos, batch, cells and pbc as the model takes them."""
-        self._driven.expect_elements(atoms.numbers, "atoms")
+        self.expect_elements(atoms)
         return self._driven.system(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)

@@ -109,29 +109,28 @@ class DrivenModel:
             TypeError, ValueError: as the model and its graph.
         """
         energy, forces = self.model.energy_and_forces(*self.system(*system))
-        results = energy.item(), in_float64(forces)
-        expect_finite(*results)
-        return results
+        energy, forces = in_float64(energy).ravel(), in_float64(forces)
+        expect_finite(energy=energy, forces=forces)
+        return float(energy[0]), forces
 
 
-def expect_finite(energy: float, forces: NDArray[np.float64]) -> None:
-    """Expect an energy and forces, (N, 3), that are numbers: no engine looks at them itself.
+def expect_finite(**results: NDArray[np.float64]) -> None:
+    """Expect results that are numbers, any shape; not every engine looks at them itself.
 
     Raises:
         FloatingPointError: if one of them is not finite.
     """
-    if not np.isfinite(energy):
-        raise FloatingPointError(f"energy: expected a finite number, got {energy}")
-    finite = np.isfinite(forces).all(axis=1)
-    if not finite.all():
-        atom = int(np.argmin(finite))
-        got = f"{forces[atom].tolist()} for atom {atom}"
-        raise FloatingPointError(f"forces: expected finite numbers, got {got}")
+    for name, values in results.items():
+        wrong = np.argwhere(~np.isfinite(values))
+        if len(wrong):
+            at = int(wrong[0, 0])
+            got = f"{values[at].tolist()} at {at}"
+            raise FloatingPointError(f"{name}: expected finite numbers, got {got}")
 
 
 def in_float64(x: Tensor) -> NDArray[np.float64]:
     """Return a tensor as an array in float64."""
-    return x.cpu().double().numpy()
+    return x.detach().cpu().double().numpy()
 
 
 def _brought_near(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
