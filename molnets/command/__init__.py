@@ -3,6 +3,7 @@
 train.py   molnets train DATA --out DIR
 test.py    molnets test CHECKPOINT DATA
 md.py      molnets md CHECKPOINT START --out FILE
+ipi.py     molnets ipi CHECKPOINT FRAME
 info.py    molnets info CHECKPOINT
 table.py   tables in a terminal
 
@@ -23,6 +24,7 @@ SUBCOMMANDS = {
     "train": "train a network on energies and forces",
     "test": "errors of a trained network on a file of frames",
     "md": "molecular dynamics with a trained network, by ASE",
+    "ipi": "energies and forces of a trained network for i-PI",
     "info": "what a checkpoint is and where it comes from",
 }
 

@@ -69,7 +69,7 @@ def run(options: Namespace) -> Atoms:
     _check(protocol)
     if options.out.exists():
         raise FileExistsError(f"out: expected a new file, got {options.out}, which exists")
-    atoms = _read(options.start)
+    atoms = read("start", options.start)
     atoms.calc = ModelCalculator(options.checkpoint, protocol.skin)
     rng = np.random.RandomState(protocol.seed)
     if not atoms.get_velocities().any():
@@ -85,13 +85,22 @@ def run(options: Namespace) -> Atoms:
     return atoms
 
 
-def _read(start: str) -> Atoms:
-    expect(Path(start).is_file(), "start", "a file of atoms", f"{start}, where no file is")
+def read(name: str, path: str) -> Atoms:
+    """Return the last frame of a file of atoms.
+
+    Args:
+        name: of the argument, for errors.
+        path: a file that ASE reads.
+
+    Raises:
+        ValueError: if there is no such file, or ASE does not read it.
+    """
+    expect(Path(path).is_file(), name, "a file of atoms", f"{path}, where no file is")
     try:
-        return ase.io.read(start)
+        return ase.io.read(path)
     except Exception as error:  # each format has its own
         got = f"{type(error).__name__} {error}"
-        raise ValueError(f"start: expected a file that ASE reads, {start}, got {got}") from error
+        raise ValueError(f"{name}: expected a file that ASE reads, {path}, got {got}") from error
 
 
 def _check(protocol: Protocol) -> None:
