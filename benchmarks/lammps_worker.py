@@ -3,7 +3,8 @@
     mpiexec -n N python -m benchmarks.lammps_worker OUT FORCES CELLS STEPS
 
 FORCES: `network`, `calculator` (that of ASE, one process, no LAMMPS), a dtype (for deviations from
-that calculator), or a pair style and its coefficients. CELLS³ diamond cells of silicon, 8 atoms each, shaken, at 300 K.
+that calculator), or a pair style and its coefficients. CELLS³ diamond cells of silicon, 8 atoms
+each, shaken, at 300 K.
 """
 
 from __future__ import annotations
