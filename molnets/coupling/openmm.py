@@ -65,16 +65,7 @@ def force(
             particles without an element, twice the same, none, or others than the topology's; or
             if `periodic` is not known.
     """
-    given = topology_or_numbers
-    if callable(getattr(given, "atoms", None)):
-        numbers = _numbers_of(given, particles)
-        periodic = given.getPeriodicBoxVectors() is not None if periodic is None else periodic
-    else:
-        expected = "a topology with it, since OpenMM reads whatever is behind the last particle"
-        expect(particles is None, "particles", expected, "atomic numbers")
-        numbers = _whole("topology_or_numbers", "a topology, or atomic numbers, (N,)", given)
-    ok = isinstance(periodic, bool)
-    expect(ok, "periodic", "True or False, which atomic numbers do not say", periodic)
+    numbers, periodic = _seen(topology_or_numbers, particles, periodic)
     model = _Computation(DrivenModel(model_or_checkpoint, skin), numbers, periodic)
     made = openmm.PythonForce(model)
     made.setName("molnets")
@@ -111,6 +102,22 @@ class _Computation:
 
 def _angstrom(quantity: Any) -> NDArray[np.float64]:
     return quantity.value_in_unit(nanometer) * ANGSTROM_PER_NM
+
+
+def _seen(
+    given: Topology | Sequence[int], particles: Sequence[int] | None, periodic: bool | None
+) -> tuple[NDArray[np.int64], bool]:
+    """Return the atomic numbers that the model sees, (N,), and whether they are periodic."""
+    if callable(getattr(given, "atoms", None)):
+        numbers = _numbers_of(given, particles)
+        periodic = given.getPeriodicBoxVectors() is not None if periodic is None else periodic
+    else:
+        expected = "a topology with it, since OpenMM reads whatever is behind the last particle"
+        expect(particles is None, "particles", expected, "atomic numbers")
+        numbers = _whole("topology_or_numbers", "a topology, or atomic numbers, (N,)", given)
+    ok = isinstance(periodic, bool)
+    expect(ok, "periodic", "True or False, which atomic numbers do not say", periodic)
+    return numbers, periodic
 
 
 def _numbers_of(topology: Topology, particles: Sequence[int] | None) -> NDArray[np.int64]:

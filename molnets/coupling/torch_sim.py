@@ -1,14 +1,14 @@
 """A model as one of torch-sim's: many systems in one call, by its integrators and optimisers.
 
-    state = torch_sim.integrate("start.cif", TorchSimModel("best.pt"), …)
+    torch_sim.static(system=list_of_atoms, model=TorchSimModel("best.pt"))
 
 Axes:   N atoms of all systems, B systems.
 Units:  eV, Å, eV/Å³, torch-sim's own. Stress is ∂E/∂ε / V, positive under tension.
 Cells:  torch-sim keeps lattice vectors in columns, `state.cell`; the model takes them in rows.
 
-Some versions of torch-sim put atoms back into their cells at every step. Here each goes on where it
-was, so that the neighbour list is not made anew whenever one of them crosses a face. Version 0.3 has
-one periodicity for all: what ASE calls periodic along two vectors, it hands over as a molecule.
+Version 0.3 of torch-sim puts atoms back into their cells at every step. Here each goes on where it
+was, so that the neighbour list is not made anew whenever one of them crosses a face. It also has
+one periodicity for all: what ASE calls periodic along two vectors it hands over as a molecule.
 """
 
 from __future__ import annotations
