@@ -241,6 +241,22 @@ def test_static_properties_of_many_systems():
         assert_close(energy, plain(network, atoms)[0], torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_thermostat_leaves_the_results_of_where_the_atoms_are(dtype):
+    network, systems = NETWORKS["schnet"](dtype), crystals()
+    nvt = ts.nvt_langevin if hasattr(ts, "nvt_langevin") else ts.Integrator.nvt_langevin
+    model = TorchSimModel(network)
+    start = model(state_of(systems, dtype))["energy"]
+    last = ts.integrate(
+        system=systems, model=model, integrator=nvt, n_steps=10, temperature=300, timestep=0.0005
+    )
+    fresh = TorchSimModel(network)(last)
+    assert last.positions.dtype == dtype
+    for actual, expected in ((last.energy, fresh["energy"]), (last.forces, fresh["forces"])):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=RTOL[dtype])
+    assert (last.energy - start).abs().min() > 1e-3
+
+
 # The model inside, and what is refused
 
 
