@@ -12,8 +12,8 @@ tables/        the engine: SchNet and PaiNN with their filters as splines, in C+
 training/      data, trainer, errors
 graphs/        other ways to connect atoms, and what a graph says of itself
 dynamics/      force fields, integrators, trajectories, analysis, figures
-coupling/      engines that others wrote: ASE
-command/       the command `molnets`: train, test, md, info
+coupling/      engines that others wrote: ASE, i-PI, OpenMM, torch-sim
+command/       the command `molnets`: train, test, md, ipi, info
 
 The names below are loaded when they are first used.
 """

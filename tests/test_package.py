@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -33,7 +34,10 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 NETWORKS_MAY = {"schnet_helpers", "checks", "options", "edges"}
 # Imported where they are, and done without where not: notebooks' modules, and the sheet's search.
-OPTIONAL = {"IPython", "matplotlib_inline", "torch_cluster", "e3nn"}
+OPTIONAL = {"IPython", "matplotlib_inline", "torch_cluster", "e3nn", "openmm", "torch_sim"}
+# Extras that the notebooks and most tests do without, and a module that needs its engine at once.
+ENGINES = {"openmm", "ipi", "torch-sim"}
+NEEDS = {"molnets.coupling.openmm": "openmm", "molnets.coupling.torch_sim": "torch_sim"}
 
 
 def sources() -> dict[str, Path]:
@@ -123,7 +127,8 @@ for name in sys.argv[1:]:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_every_module_can_be_imported_first():
     """Each in a process of its own, where no other module of the package was imported before."""
-    names = [name for name in MODULES if name != "molnets.__main__"]
+    without = {name for name, engine in NEEDS.items() if find_spec(engine) is None}
+    names = [name for name in MODULES if name not in {"molnets.__main__", *without}]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", ALONE, *names], capture_output=True, text=True,
                           env=environment, check=True, timeout=300)  # fmt: skip
@@ -190,7 +195,10 @@ def test_dependencies_are_those_of_the_requirements():
     """Each has the same versions in both files, or one version there that is allowed here."""
     Requirement = pytest.importorskip("packaging.requirements").Requirement
     content, pinned = project()["project"], requirements()
-    texts = [*content["dependencies"], *chain(*content["optional-dependencies"].values())]
+    extras = content["optional-dependencies"]
+    assert extras.keys() >= ENGINES
+    others = (texts for name, texts in extras.items() if name not in ENGINES)
+    texts = [*content["dependencies"], *chain(*others)]
     for need in map(Requirement, texts):
         assert need.name in pinned
         there = pinned[need.name].specifier

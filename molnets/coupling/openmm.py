@@ -7,7 +7,7 @@ Units:  nm, kJ/mol and kJ/mol/nm, which OpenMM takes for granted; the model's ow
         factors are those of ASE's constants.
 Cells:  rows are box vectors, of any shape that OpenMM takes; periodic along all three, or none.
 
-OpenMM calls Python at every step (`PythonForce`, from version 8.3 on), and hands an error on as an
+OpenMM calls Python at every step, by its `PythonForce`, and hands an error on as an
 `OpenMMException` with the same text. Only the energy of the particles among themselves is computed:
 terms of other force fields between them have to be left out by whoever builds the system.
 """
@@ -55,33 +55,23 @@ def force(
         topology_or_numbers: the topology of the system, all of whose particles that the model sees
             have elements; or atomic numbers of those that the model sees, (N,).
         particles: the indices of these particles, (N,), in any order; all if not given. Virtual
-            sites, which have no element, are left out by it.
+            sites, which have no element, are left out by it. It needs a topology.
         periodic: whether they are periodic along all box vectors; with a topology, if it has some.
         skin: how much further than the cutoff the neighbour list reaches, in Å.
 
     Raises:
         TypeError: if the model is neither a potential nor a network.
         ValueError: if the card of the model names other units or not all of the elements; for
-            particles without an element, twice the same, or none; or if `periodic` is not known.
+            particles without an element, twice the same, none, or others than the topology's; or
+            if `periodic` is not known.
     """
-    given, topology = topology_or_numbers, None
-    if callable(getattr(given, "atoms", None)):
-        topology = given
-        given = _numbers_of(topology, particles)
-        periodic = topology.getPeriodicBoxVectors() is not None if periodic is None else periodic
-    ok = isinstance(periodic, bool)
-    expect(ok, "periodic", "True or False, which atomic numbers do not say", periodic)
-    numbers = _as_indices("topology_or_numbers", given)
+    numbers, periodic = _seen(topology_or_numbers, particles, periodic)
     model = _Computation(DrivenModel(model_or_checkpoint, skin), numbers, periodic)
     made = openmm.PythonForce(model)
     made.setName("molnets")
     made.setUsesPeriodicBoundaryConditions(periodic)
     if particles is not None:
-        chosen = _as_indices("particles", particles)
-        ok = len(chosen) == len(numbers) == len(set(chosen.tolist())) and chosen.min() >= 0
-        expected = f"{len(numbers)} different indices, one for each atomic number"
-        expect(ok, "particles", expected, chosen.tolist())
-        made.setParticles(chosen.tolist())
+        made.setParticles([int(i) for i in particles])
     return made
 
 
@@ -114,21 +104,40 @@ def _angstrom(quantity: Any) -> NDArray[np.float64]:
     return quantity.value_in_unit(nanometer) * ANGSTROM_PER_NM
 
 
-def _numbers_of(topology: Topology, particles: Sequence[int] | None) -> list[int]:
+def _seen(
+    given: Topology | Sequence[int], particles: Sequence[int] | None, periodic: bool | None
+) -> tuple[NDArray[np.int64], bool]:
+    """Return the atomic numbers that the model sees, (N,), and whether they are periodic."""
+    if callable(getattr(given, "atoms", None)):
+        numbers = _numbers_of(given, particles)
+        periodic = given.getPeriodicBoxVectors() is not None if periodic is None else periodic
+    else:
+        expected = "a topology with it, since OpenMM reads whatever is behind the last particle"
+        expect(particles is None, "particles", expected, "atomic numbers")
+        numbers = _whole("topology_or_numbers", "a topology, or atomic numbers, (N,)", given)
+    ok = isinstance(periodic, bool)
+    expect(ok, "periodic", "True or False, which atomic numbers do not say", periodic)
+    return numbers, periodic
+
+
+def _numbers_of(topology: Topology, particles: Sequence[int] | None) -> NDArray[np.int64]:
     """Return the atomic numbers of a topology's particles, or of some of them."""
     elements = [atom.element for atom in topology.atoms()]
-    indices = list(range(len(elements))) if particles is None else list(particles)
-    outside = [i for i in indices if not 0 <= i < len(elements)]
-    expect(not outside, "particles", f"indices from 0 to {len(elements) - 1}", outside)
+    indices = range(len(elements)) if particles is None else particles
+    expected = f"different indices from 0 to {len(elements) - 1}, (N,)"
+    indices = _whole("particles", expected, indices).tolist()
+    ok = len(set(indices)) == len(indices) and 0 <= min(indices) <= max(indices) < len(elements)
+    expect(ok, "particles", expected, indices)
     without = [i for i in indices if elements[i] is None]
     expected = "an element for each particle that the model sees"
     expect(not without, "topology_or_numbers", expected, f"none for particles {without}")
-    return [elements[i].atomic_number for i in indices]
+    return np.array([elements[i].atomic_number for i in indices])
 
 
-def _as_indices(name: str, given: Sequence[int]) -> NDArray[np.int64]:
-    """Return whole numbers, (N,)."""
+def _whole(name: str, expected: str, given: Sequence[int]) -> NDArray[np.int64]:
+    """Return whole numbers, (N,), at least one."""
     array = np.asarray(given)
     ok = array.ndim == 1 and array.size > 0 and np.issubdtype(array.dtype, np.integer)
-    expect(ok, name, "at least one whole number, (N,)", f"{array.dtype} {array.shape}")
+    got = f"{type(given).__name__} of {array.dtype} {array.shape}"
+    expect(ok, name, expected, got)
     return array.astype(np.int64)

@@ -1,13 +1,14 @@
 """A model as one of torch-sim's: many systems in one call, by its integrators and optimisers.
 
-    state = torch_sim.integrate("start.cif", TorchSimModel("best.pt"), …)
+    torch_sim.static(system=list_of_atoms, model=TorchSimModel("best.pt"))
 
 Axes:   N atoms of all systems, B systems.
 Units:  eV, Å, eV/Å³, torch-sim's own. Stress is ∂E/∂ε / V, positive under tension.
 Cells:  torch-sim keeps lattice vectors in columns, `state.cell`; the model takes them in rows.
 
-torch-sim puts atoms back into their cells at every step. Here each goes on where it was, so that
-the neighbour list is not made anew whenever one of them crosses a face.
+Version 0.3 of torch-sim puts atoms back into their cells at every step. Here each goes on where it
+was, so that the neighbour list is not made anew whenever one of them crosses a face. It also has
+one periodicity for all: what ASE calls periodic along two vectors it hands over as a molecule.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ class TorchSimModel(ModelInterface):
             expect(theirs == ours, "state", f"{name} {ours} as the model", theirs, TypeError)
         self._driven.expect_elements(state.atomic_numbers.cpu().numpy(), "state")
         z = state.atomic_numbers.to(torch.int64).view(-1, 1)
-        pos, cells, pbc = self._placed(state)
-        system = z, pos, state.system_idx, cells, pbc
+        placed, cells = self._placed(state)
+        system = z, placed.pos, placed.batch, cells, None if cells is None else placed.pbc
         energy, forces, virial = self.potential.energy_forces_virial(*system)
         results = Results(energy=energy.flatten(), forces=forces)
         volumes = None if cells is None else torch.linalg.det(cells.double()).abs()  # (B,)
@@ -101,19 +102,19 @@ class TorchSimModel(ModelInterface):
             stress = (virial + virial.mT).double() / (2 * volumes.view(-1, 1, 1))
             results["stress"] = stress.to(forces.dtype)
         expect_finite(**{name: in_float64(x) for name, x in results.items()})
+        self._last = placed  # an error leaves nothing behind
         return results
 
-    def _placed(self, state: SimState) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return positions (N, 3), cells in rows (B, 3, 3) and pbc (B, 3); None for molecules."""
-        pos, batch = state.positions.detach(), state.system_idx
+    def _placed(self, state: SimState) -> tuple[_Placed, Tensor | None]:
+        """Return where the atoms are, and cells in rows, (B, 3, 3), or None for molecules."""
         pbc = as_pbc(state.pbc, len(state.cell))
+        placed = _Placed(state.positions.detach(), state.system_idx.clone(), pbc)
         if not pbc.any():
-            return pos, None, None
+            return placed, None
         cells = state.row_vector_cell.detach().contiguous()
-        last, self._last = self._last, _Placed(pos, batch.clone(), pbc)
-        if last is not None and last.is_of(self._last) and cells.isfinite().all():
-            self._last = self._last._replace(pos=_going_on(self._last, last.pos, cells))
-        return self._last.pos, cells, pbc
+        if self._last is not None and self._last.is_of(placed) and cells.isfinite().all():
+            placed = placed._replace(pos=_going_on(placed, self._last.pos, cells))
+        return placed, cells
 
 
 class Results(dict[str, Tensor]):
