@@ -126,9 +126,9 @@ def page(data: dict) -> str:
     lines += [
         f"SchNet, {FEATURES} features, {BLOCKS} blocks, {GAUSSIANS} Gaussians, cutoff {CUTOFF:g} "
         f"Å, float32, random weights; silicon at 300 K, {data['edges']['network']:.0f} edges an "
-        f"atom, skin {SKIN:g} Å, steps of 1 fs at constant energy. One thread for each process, two "
-        f"cores; {len(runs)} separate runs: medians over the runs, ratios from the smallest to the "
-        "largest. ASE: its own velocity Verlet with the calculator, one thread.",
+        f"atom, skin {SKIN:g} Å, steps of 1 fs at constant energy. One thread for each "
+        f"process, two cores; {len(runs)} separate runs: medians over the runs, ratios from the "
+        "smallest to the largest. ASE: its own velocity Verlet with the calculator, one thread.",
         "",
         *speeds(runs),
     ]
