@@ -9,10 +9,11 @@ import pytest
 import torch
 from contract import assert_equal
 from frames import CELL, SIZES, dataset, of_sizes, trainer_for
+from torch import nn
 
 from molnets.networks import painn
 from molnets.potential import energy_and_forces
-from molnets.tables import SplineForces, SplineSteps, UnknownPartError
+from molnets.tables import SplineForces, SplineSteps, SplineUpdate, UnknownPartError
 from molnets.training import (
     ENGINES,
     Dataset,
@@ -24,6 +25,7 @@ from molnets.training import (
     make_steps,
     standardized,
 )
+from molnets.training.engines import PlainUpdate
 from schnet_helpers import SchNet
 
 
@@ -215,3 +217,65 @@ def test_engines_that_do_not_exist(data, potential):
     assert set(ENGINES) == {"spline", "plain", "compiled"}
     with pytest.raises(ValueError, match=r"engine: expected one of \('spline', .*got 'splines'"):
         make_steps("splines", potential, data, factors_of(data, 0.1, 1.0, 0.0))
+
+
+def updates_of(dtype, num, kind, optimizer_options=None):
+    """Return weights, their average, and what moves them, the same ones each time."""
+    generator = torch.Generator().manual_seed(5)
+    whole = nn.Parameter(torch.randn(num, dtype=dtype, generator=generator))
+    whole.grad, average = torch.zeros_like(whole), torch.zeros(num, dtype=dtype)
+    optimizer = torch.optim.AdamW([whole], lr=0.01, weight_decay=0.1, fused=True,
+                                  **(optimizer_options or {}))  # fmt: skip
+    return whole, average, kind(optimizer, average), optimizer
+
+
+def move(whole, update, optimizer, steps, clip_norm=0.0):
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        whole.grad.copy_(10.0 ** (step % 4 - 2) * torch.randn(
+            len(whole), dtype=whole.dtype, generator=generator))  # fmt: skip
+        optimizer.param_groups[0]["lr"] = 0.01 / (1 + step)
+        update(clip_norm, 0.9 - 0.1 * step % 0.5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 2e-6)])
+@pytest.mark.parametrize("num", [1, 7, 1003])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_the_compiled_update_is_that_of_torch(dtype, tolerance, num, clip_norm):
+    """Weights, average and state after steps of all sizes; each goes on where the other was."""
+    kinds = PlainUpdate, SplineUpdate
+    found = []
+    for first, second in ((0, 0), (1, 1), (0, 1), (1, 0)):
+        whole, average, update, optimizer = updates_of(dtype, num, kinds[first])
+        move(whole, update, optimizer, range(5), clip_norm)
+        move(whole, kinds[second](optimizer, average), optimizer, range(5, 9), clip_norm)
+        state = optimizer.state[whole]
+        found.append([whole.detach(), average, state["exp_avg"], state["exp_avg_sq"]])
+        assert state["step"] == 9
+    for others in found[1:]:
+        for x, expected in zip(others, found[0], strict=True):
+            assert (x - expected).abs().max() <= tolerance * expected.abs().max()
+    assert (found[0][0] - updates_of(dtype, num, PlainUpdate)[0]).abs().mean() > 1e-3  # control
+
+
+def test_a_gradient_that_is_no_number_makes_no_numbers():
+    for kind in (PlainUpdate, SplineUpdate):
+        whole, _, update, _ = updates_of(torch.float32, 5, kind)
+        whole.grad[2] = torch.nan
+        update(1.0, 0.5)
+        assert whole.isnan().all()
+
+
+def test_the_compiled_update_tells_torch_that_weights_are_others():
+    whole, average, update, _ = updates_of(torch.float32, 5, SplineUpdate)
+    versions = whole._version, average._version
+    update(1.0, 0.5)
+    assert whole._version > versions[0] and average._version > versions[1]
+
+
+def test_the_compiled_update_is_that_of_adamw_alone():
+    with pytest.raises(TypeError, match="optimizer: expected AdamW of one parameter"):
+        updates_of(torch.float32, 5, SplineUpdate, {"amsgrad": True})
+    x = nn.Parameter(torch.zeros(3))
+    with pytest.raises(TypeError, match="optimizer"):
+        SplineUpdate(torch.optim.SGD([x], lr=0.1), torch.zeros(3))

@@ -4,6 +4,7 @@ model.py      SchNet and PaiNN on splines: energies, forces, virials
 energy.py     their energy as torch sees it
 training.py   energies, forces and virials that losses are made of
 steps.py      a training step in one compiled call
+update.py     the optimizer's step in one
 domain.py     one process's part of a system that several share
 state.py      what a model has made of its weights
 splines.py    filters as splines, made of the weights
@@ -31,6 +32,7 @@ from molnets.tables.state import say_why
 from molnets.tables.steps import Frames, SplineSteps
 from molnets.tables.structure import UnknownPartError
 from molnets.tables.training import SplineForces
+from molnets.tables.update import SplineUpdate
 
 __all__ = [
     "Domain",
@@ -40,6 +42,7 @@ __all__ = [
     "SplinePaiNN",
     "SplineSchNet",
     "SplineSteps",
+    "SplineUpdate",
     "UnknownPartError",
     "compiler_version",
     "prepare",

@@ -43,6 +43,7 @@ SIGNATURES = {  # of functions that end with _f and _d
     "step": (pointer, [pointer] * 3),
     "free_step": (None, [pointer]),
     "take_step": (real, [*[pointer] * 5, whole, whole]),
+    "update_weights": (None, [pointer, whole, *[pointer] * 5]),
     "finite": (whole, [pointer, whole]),
 }
 COMMON_SIGNATURES = {

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from molnets.checks import expect
 from molnets.edges import Edges
 from molnets.potential import Potential
-from molnets.tables import SplineForces, SplineSteps, UnknownPartError, say_why, tables_apply
+from molnets.tables import (
+    SplineForces,
+    SplineSteps,
+    SplineUpdate,
+    UnknownPartError,
+    say_why,
+    tables_apply,
+)
 from molnets.training.data import Dataset
 from molnets.training.errors import dtype_and_device, loss_of
 
@@ -122,6 +129,36 @@ def judge_of(name: str, potential: Potential) -> nn.Module | None:
     except UnknownPartError:
         return None
     return SplineForces(potential, 4 * coarse.num_intervals)
+
+
+class PlainUpdate:
+    """A step of the optimizer by torch; arguments and call as those of `SplineUpdate`."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, average: Tensor) -> None:
+        self.optimizer, self.average = optimizer, average
+        self.weights = optimizer.param_groups[0]["params"][0]
+
+    def __call__(self, clip_norm: float, decay: float) -> None:
+        """Move the weights along their gradient, and the average towards them."""
+        with on_one_thread():
+            if clip_norm:
+                nn.utils.clip_grad_norm_([self.weights], clip_norm)
+            self.optimizer.step()
+            self.average.lerp_(self.weights.detach(), 1 - decay)
+
+
+def make_update(
+    name: str, optimizer: torch.optim.AdamW, average: Tensor
+) -> PlainUpdate | SplineUpdate:
+    """Return what moves all weights, one parameter, (P,), and their average, (P,).
+
+    Args:
+        name: one of `ENGINES`.
+        optimizer: that of the one parameter.
+        average: the running average.
+    """
+    compiled = name == "spline" and tables_apply(average.device, average.dtype)
+    return (SplineUpdate if compiled else PlainUpdate)(optimizer, average)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from molnets.networks import Sizes
 from molnets.options import option
 from molnets.potential import NUM_ELEMENTS, Potential, fit_element_energies, sum_over_atoms
 from molnets.training.data import Dataset
-from molnets.training.engines import judge_of, laid_out, make_steps, on_one_thread
+from molnets.training.engines import judge_of, laid_out, make_steps, make_update
 from molnets.training.errors import Evaluation, evaluate, factors_of, loss_of
 
 NOT_NEGATIVE = ("minutes", "weight_decay", "rho_energy", "rho_forces", "rho_stress",
@@ -136,6 +136,7 @@ class Trainer:
         weights: the trained weights.
         averages: their running averages.
         kept: the potential with the best weights so far.
+        update: what moves weights and averages after each step.
 
     Raises:
         ValueError: for settings that do not fit the frames.
@@ -166,6 +167,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             [self._whole], lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
+        self.update = make_update(settings.engine, self.optimizer, self._average)
         self.factors = settings.factors(data)
         for name, part in (("train", train), ("validation", validation)):
             counts = bool((self.factors[part] > 0).any())
@@ -277,11 +279,7 @@ class Trainer:
             gradient /= self.world
         t = self.epoch * self.steps_per_epoch + step
         decay = min(self.settings.ema_decay, (1 + t) / (10 + t))  # or it would hold the start long
-        with on_one_thread():
-            if self.settings.clip_norm:
-                nn.utils.clip_grad_norm_([self._whole], self.settings.clip_norm)
-            self.optimizer.step()
-            self._average.lerp_(self._flat, 1 - decay)
+        self.update(self.settings.clip_norm, decay)
         return loss
 
     def _judged(self) -> tuple[float, str, Evaluation]:

@@ -8,6 +8,7 @@
 #include "painn.h"
 #include "schnet.h"
 #include "step.h"
+#include "update.h"
 
 using namespace molnets;
 
@@ -210,6 +211,10 @@ bool finite(const R* x, int64_t size) {
                          const int64_t* chosen, int64_t B, int64_t threads) {                      \
         return take_step<R>(static_cast<Step<R>*>(step), static_cast<AnyNetwork<R>*>(any), from,   \
                             to, chosen, B, threads);                                               \
+    }                                                                                              \
+    void update_weights_##s(const Rates* rates, int64_t P, R* w, const R* g, R* m, R* v,           \
+                            R* average) {                                                          \
+        update_weights(*rates, P, w, g, m, v, average);                                            \
     }                                                                                              \
     int64_t finite_##s(const R* x, int64_t size) { return finite<R>(x, size); }
 
