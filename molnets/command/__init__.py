@@ -3,6 +3,7 @@
 train.py   molnets train DATA --out DIR
 test.py    molnets test CHECKPOINT DATA
 md.py      molnets md CHECKPOINT START --out FILE
+lammps.py  molnets lammps CHECKPOINT SCRIPT ELEMENT …
 ipi.py     molnets ipi CHECKPOINT FRAME
 info.py    molnets info CHECKPOINT
 table.py   tables in a terminal
@@ -24,6 +25,7 @@ SUBCOMMANDS = {
     "train": "train a network on energies and forces",
     "test": "errors of a trained network on a file of frames",
     "md": "molecular dynamics with a trained network, by ASE",
+    "lammps": "a LAMMPS script with a trained network, on any number of processes",
     "ipi": "energies and forces of a trained network for i-PI",
     "info": "what a checkpoint is and where it comes from",
 }
@@ -43,7 +45,7 @@ def main() -> None:
     """Run the command with the arguments of the process; what is wrong is said in one line."""
     try:
         run(sys.argv[1:])
-    except (ArithmeticError, KeyError, OSError, TypeError, ValueError) as error:
+    except (ArithmeticError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error  # its str is quoted
         sys.exit(f"molnets: {' '.join(str(text).split())}")
     except KeyboardInterrupt:

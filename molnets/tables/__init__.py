@@ -4,6 +4,7 @@ model.py      SchNet and PaiNN on splines: energies, forces, virials
 energy.py     their energy as torch sees it
 training.py   energies, forces and virials that losses are made of
 steps.py      a training step in one compiled call
+domain.py     one process's part of a system that several share
 state.py      what a model has made of its weights
 splines.py    filters as splines, made of the weights
 structure.py  which networks the engine knows, part by part
@@ -23,6 +24,7 @@ plain networks are the fallback where there is no compiler.
 What is named here is all that other rooms use.
 """
 
+from molnets.tables.domain import Domain, DomainPasses
 from molnets.tables.library import compiler_version, prepare
 from molnets.tables.model import SplinePaiNN, SplineSchNet, tables_apply, tabulated
 from molnets.tables.state import say_why
@@ -31,6 +33,8 @@ from molnets.tables.structure import UnknownPartError
 from molnets.tables.training import SplineForces
 
 __all__ = [
+    "Domain",
+    "DomainPasses",
     "Frames",
     "SplineForces",
     "SplinePaiNN",

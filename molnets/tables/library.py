@@ -33,7 +33,8 @@ SIGNATURES = {  # of functions that end with _f and _d
     "work": (pointer, []),
     "free_work": (None, [pointer]),
     "find": (whole, [pointer, pointer, whole, pointer, whole, pointer, real, real, whole, whole]),
-    "energies": (None, [pointer, pointer, pointer, pointer, *[whole] * 3, *[pointer] * 3]),
+    "set_exchange": (None, [pointer, pointer]),
+    "energies": (whole, [pointer, pointer, pointer, pointer, *[whole] * 3, *[pointer] * 3]),
     "gradients": (None, [*[pointer] * 6, whole, whole, *[pointer] * 3]),
     "update": (None, [pointer, pointer, pointer, whole]),
     "filters": (pointer, [pointer] * 5),
@@ -47,6 +48,9 @@ SIGNATURES = {  # of functions that end with _f and _d
 COMMON_SIGNATURES = {
     "list_of": (pointer, [pointer, pointer, whole, real, whole, *[pointer] * 3, whole, whole]),
     "free_list": (None, [pointer]),
+    "domain": (pointer, [pointer, whole, whole, pointer, real, whole]),
+    "describe_domain": (None, [pointer] * 3),
+    "give_rows": (None, [pointer, pointer, whole]),
     "is_symmetric": (whole, [pointer]),
     "same": (whole, [pointer, pointer, pointer, whole]),
 }

@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "domain.h"
 #include "painn.h"
 #include "schnet.h"
 #include "step.h"
@@ -75,15 +76,19 @@ AnyNetwork<R>* new_network(int64_t kind, const int64_t* s, const R* const* tenso
     return any;
 }
 
-// Energies of atoms (N), forces (N, 3), and virials (B, 3, 3) unless null.
+// Energies of atoms (N), forces (N, 3), and virials (B, 3, 3) unless null. Embeddings are those of
+// all rows. Returns whether all that others have could be fetched.
 template <class R>
-void energies(const AnyNetwork<R>* any, Work<R>* work, const R* embeddings, const int64_t* samples,
-              int64_t B, int64_t keep, int64_t threads, R* energy, R* forces, R* virial) {
+bool energies(const AnyNetwork<R>* any, Work<R>* work, const R* embeddings, const int64_t* samples,
+              int64_t B, int64_t keep, int64_t threads, R* energy, R* forces, R* virial) try {
     any->visit([&](const auto& net, auto* type) {
         std::remove_pointer_t<decltype(type)> pass(net, *work, threads, keep);
         pass.values(embeddings, energy, forces);
         if (virial) pass.virials(pass.pull, net.VECTORS, samples, B, virial);
     });
+    return true;
+} catch (const ExchangeFailed&) {
+    return false;
 }
 
 // The gradients of Σ_i seeds_i ε_i + dE/dε, after `energies` with keep and the same arguments.
@@ -169,10 +174,14 @@ bool finite(const R* x, int64_t size) {
         return find<R>(static_cast<Work<R>*>(work), pos, is_double, samples, B,                    \
                        static_cast<List*>(list), cutoff, reach, intervals, threads);               \
     }                                                                                              \
-    void energies_##s(void* any, void* work, const R* embeddings, const int64_t* samples,          \
-                      int64_t B, int64_t keep, int64_t threads, R* energy, R* forces, R* virial) { \
-        energies<R>(static_cast<AnyNetwork<R>*>(any), static_cast<Work<R>*>(work), embeddings,     \
-                    samples, B, keep, threads, energy, forces, virial);                            \
+    void set_exchange_##s(void* work, Exchange exchange) {                                         \
+        static_cast<Work<R>*>(work)->exchange = exchange;                                          \
+    }                                                                                              \
+    int64_t energies_##s(void* any, void* work, const R* embeddings, const int64_t* samples,       \
+                         int64_t B, int64_t keep, int64_t threads, R* energy, R* forces,           \
+                         R* virial) {                                                              \
+        return energies<R>(static_cast<AnyNetwork<R>*>(any), static_cast<Work<R>*>(work),          \
+                           embeddings, samples, B, keep, threads, energy, forces, virial);         \
     }                                                                                              \
     void gradients_##s(void* any, void* work, const R* seeds, const R* direction, const R* strain, \
                        const int64_t* samples, int64_t B, int64_t threads, R* of_weights,          \
@@ -225,6 +234,30 @@ void* list_of(const double* pos, const int64_t* samples, int64_t B, double cutof
     return list;
 }
 void free_list(void* list) { delete static_cast<List*>(list); }
+// The list of a process's part of a system: see domain.h.
+void* domain(const double* pos, int64_t N, int64_t num_points, const int64_t* image, double reach,
+             int64_t threads) {
+    List* list = new List;
+    Domain(*list, pos, N, num_points, image, reach, threads);
+    return list;
+}
+// The order of its own atoms, (N), and which copies others send something to, (num_points - N).
+void describe_domain(const void* domain, int64_t* order, uint8_t* needed) {
+    const List& list = *static_cast<const List*>(domain);
+    const int64_t N = list.parts.back();
+    std::copy(list.order.begin(), list.order.begin() + N, order);
+    std::fill(needed, needed + list.order.size() - N, 0);
+    for (uint32_t j : list.sender)
+        if (list.row[j] >= N) needed[j - N] = 1;
+}
+// Give rows behind its own to copies of others' atoms; negative for none.
+void give_rows(void* domain, const int64_t* rows, int64_t num_fetched) {
+    List& list = *static_cast<List*>(domain);
+    const int64_t N = list.parts.back();
+    for (size_t n = N; n < list.order.size(); n++)
+        if (rows[n - N] >= 0) list.row[n] = uint32_t(N + rows[n - N]);
+    list.num_rows = N + num_fetched;
+}
 // Whether arrays hold, one after the other, the bytes that were seen.
 int64_t same(const void* const* arrays, const int64_t* sizes, const char* seen, int64_t num) {
     for (int64_t n = 0; n < num; seen += sizes[n++])

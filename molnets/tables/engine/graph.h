@@ -66,6 +66,20 @@ inline void sort(const std::vector<int64_t>& keys, int64_t num, std::vector<int6
     for (size_t n = 0; n < keys.size(); n++) order[place[keys[n]]++] = n;
 }
 
+// What was found near the atoms of a chunk, one after the other.
+struct Found {
+    std::vector<uint32_t> what;
+    int64_t size = 0, before = 0, count[2] = {0, 0};
+
+    void ask(int64_t most) {
+        if (size + most > int64_t(what.size())) what.resize(2 * (size + most));
+    }
+    void note(int64_t n, bool is_near) {  // without a branch, which could not be foreseen
+        what[size] = uint32_t(n), size += is_near;
+    }
+    void end(bool both) { count[both] = size - before, before = size; }
+};
+
 // Atoms sorted into cells that are at least as wide as the cutoff, sample after sample.
 struct Cells {
     std::vector<int64_t> order, cell, start, first;  // `cell` in the new order
@@ -117,6 +131,19 @@ struct Cells {
         cell.resize(N);
         for (int64_t n = 0; n < N; n++) cell[n] = keys[order[n]];
     }
+
+    // Call f(begin, end) for the atoms in and around the cell of atom n of sample b.
+    template <class F>
+    void around(int64_t n, int64_t b, F f) const {
+        int64_t at = cell[n] - first[b], cx, cy, cz = at % shape[b][2];
+        column(at / shape[b][2], shape[b], cx, cy);
+        for (int64_t kx = std::max<int64_t>(cx - 1, 0); kx < std::min(cx + 2, shape[b][0]); kx++)
+            for (int64_t ky = std::max<int64_t>(cy - 1, 0); ky < std::min(cy + 2, shape[b][1]);
+                 ky++) {
+                const int64_t* from = &start[first[b] + row(kx, ky, shape[b]) * shape[b][2]];
+                f(from[std::max<int64_t>(cz - 1, 0)], from[std::min(cz + 2, shape[b][2])]);
+            }
+    }
 };
 
 // A list of candidate edges, sorted by receiver, halved inside parts; offsets are r_j + offset -
@@ -126,6 +153,9 @@ struct List {
     std::vector<uint32_t> sender;
     std::vector<double> offset[3];
     bool independent = true, symmetric = true;
+    // Of a process's part of a system: the row of each atom and copy, in order, and how many rows.
+    std::vector<uint32_t> row;
+    int64_t num_rows = 0;
 };
 
 template <class R>
@@ -138,6 +168,7 @@ class Graph {
 
 public:
     int64_t num_atoms = 0, num_edges = 0;
+    int64_t num_rows = 0;  // of atoms, and of those that are fetched
     double spacing = 1;
     int64_t last_knot = 0;
     std::vector<int64_t> parts, first,
@@ -152,7 +183,7 @@ public:
     template <class P>
     bool search(const P* pos, const int64_t* samples, int64_t B, double cutoff, int threads) {
         cells.sort_atoms(pos, samples, B, cutoff);
-        order = cells.order;
+        order = cells.order, num_rows = samples[B];
         independent = cut(samples, B, threads, parts);
         take(pos);
         sample.resize(num_atoms);
@@ -171,26 +202,20 @@ public:
     template <class P>
     bool narrow(const List& list, const P* pos, double cutoff, int threads) {
         parts = list.parts, independent = list.independent, order = list.order;
+        num_rows = list.row.empty() ? parts.back() : list.num_rows;
         take(pos);
-        double square = cutoff * cutoff;
-        auto vector = [&](int64_t i, int64_t e, double* r) {
+        auto moved = [&](int64_t i, int64_t e, double* r) {
             int64_t j = list.sender[e];
             for (int k = 0; k < 3; k++) r[k] = points[k][j] - points[k][i] + list.offset[k][e];
             return j;
         };
-        auto near = [&](int64_t i, Found& found) {
-            double r[3];
-            for (int both = 1; both >= 0; both--) {
-                found.ask(list.first[2 * i + 2 - both] - list.first[2 * i + 1 - both]);
-                for (int64_t e = list.first[2 * i + 1 - both]; e < list.first[2 * i + 2 - both];
-                     e++) {
-                    vector(i, e, r);
-                    found.note(e, r[0] * r[0] + r[1] * r[1] + r[2] * r[2] < square);
-                }
-                found.end(both);
-            }
+        auto copied = [&](int64_t i, int64_t e, double* r) {
+            int64_t j = list.sender[e];
+            for (int k = 0; k < 3; k++) r[k] = points[k][j] - points[k][i];
+            return int64_t(list.row[j]);
         };
-        return fill(threads, near, vector);
+        if (list.row.empty()) return keep_near(list, cutoff * cutoff, threads, moved);
+        return keep_near(list, cutoff * cutoff, threads, copied);
     }
 
     // Where the parts begin, and whether they end where samples do.
@@ -210,12 +235,29 @@ public:
     }
 
 private:
+    template <class F>
+    bool keep_near(const List& list, double square, int threads, F vector) {
+        auto near = [&](int64_t i, Found& found) {
+            double r[3];
+            for (int both = 1; both >= 0; both--) {
+                int64_t begin = list.first[2 * i + 1 - both], end = list.first[2 * i + 2 - both];
+                found.ask(end - begin);
+                for (int64_t e = begin; e < end; e++) {
+                    vector(i, e, r);
+                    found.note(e, r[0] * r[0] + r[1] * r[1] + r[2] * r[2] < square);
+                }
+                found.end(both);
+            }
+        };
+        return fill(threads, near, vector);
+    }
+
     template <class P>
     void take(const P* pos) {
-        num_atoms = order.size();
+        num_atoms = parts.back();
         for (int k = 0; k < 3; k++) {
-            points[k].resize(num_atoms);
-            for (int64_t n = 0; n < num_atoms; n++)
+            points[k].resize(order.size());
+            for (size_t n = 0; n < order.size(); n++)
                 points[k][n] = pos ? double(pos[3 * order[n] + k]) : 0.0;
         }
         part_of.resize(num_atoms);
@@ -223,19 +265,6 @@ private:
             std::fill(&part_of[parts[p]], &part_of[0] + parts[p + 1], p);
     }
 
-    // What was found near the atoms of a chunk, one after the other.
-    struct Found {
-        std::vector<uint32_t> what;
-        int64_t size = 0, before = 0, count[2] = {0, 0};
-
-        void ask(int64_t most) {
-            if (size + most > int64_t(what.size())) what.resize(2 * (size + most));
-        }
-        void note(int64_t n, bool is_near) {  // without a branch, which could not be foreseen
-            what[size] = uint32_t(n), size += is_near;
-        }
-        void end(bool both) { count[both] = size - before, before = size; }
-    };
     std::vector<Found> found;
 
     // Find what is near each atom, those for both ways first, make room, and write the edges.
@@ -292,9 +321,6 @@ private:
     void near(int64_t i, double square, Found& found) const {
         const double *x = points[0].data(), *y = points[1].data(), *z = points[2].data();
         const double x_i = x[i], y_i = y[i], z_i = z[i];
-        const auto& shape = cells.shape[sample[i]];
-        int64_t at = cells.cell[i] - cells.first[sample[i]], cx, cy, cz = at % shape[2];
-        Cells::column(at / shape[2], shape, cx, cy);
         const int64_t lo = parts[part_of[i]], hi = parts[part_of[i] + 1];
         auto range = [&](int64_t begin, int64_t end) {
             if (begin >= end) return;
@@ -305,17 +331,12 @@ private:
             }
         };
         for (int both = 1; both >= 0; both--) {
-            for (int64_t kx = std::max<int64_t>(cx - 1, 0); kx < std::min(cx + 2, shape[0]); kx++)
-                for (int64_t ky = std::max<int64_t>(cy - 1, 0); ky < std::min(cy + 2, shape[1]);
-                     ky++) {
-                    int64_t row = cells.first[sample[i]] + Cells::row(kx, ky, shape) * shape[2];
-                    int64_t begin = cells.start[row + std::max<int64_t>(cz - 1, 0)];
-                    int64_t end = cells.start[row + std::min(cz + 2, shape[2])];
-                    if (both)
-                        range(std::max(begin, i + 1), std::min(end, hi));
-                    else
-                        range(begin, std::min(end, lo)), range(std::max(begin, hi), end);
-                }
+            cells.around(i, sample[i], [&](int64_t begin, int64_t end) {
+                if (both)
+                    range(std::max(begin, i + 1), std::min(end, hi));
+                else
+                    range(begin, std::min(end, lo)), range(std::max(begin, hi), end);
+            });
             found.end(both);
         }
     }

