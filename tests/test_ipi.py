@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
-from ase.calculators.socketio import SocketServer
+from ase.calculators.socketio import SocketServer, actualunixsocketname
 from ase.constraints import FixAtoms
 from ase.md.verlet import VelocityVerlet
 from couplings import (
@@ -226,7 +226,7 @@ def simulate(model: Path, atoms: Atoms, folder: Path, beads: int, steps: int, cl
     command = [sys.executable, "-m", "molnets", "ipi", str(model), "start.xyz", "--unix", name]
     processes = [subprocess.Popen([sys.executable, str(I_PI), "input.xml"], **options)]
     try:
-        wait_for(Path(f"/tmp/ipi_{name}"), processes[0])
+        wait_for(Path(actualunixsocketname(name)), processes[0])
         for _ in range(clients):
             processes.append(subprocess.Popen([*command, "--periodic", periodic], **options))
         said = [process.communicate(timeout=120)[0] for process in processes]

@@ -6,7 +6,7 @@ Cells:  rows are lattice vectors here; i-PI keeps columns, and a along x, b in t
 
 i-PI sends positions and a cell and takes energy, forces and the virial −∂E/∂ε; it says neither what
 the atoms are nor whether they are periodic. Many clients may serve one i-PI, which gives each bead
-or replica to one that is free.
+or replica to one that is free, and asks the others if one is lost.
 """
 
 from __future__ import annotations
