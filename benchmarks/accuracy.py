@@ -30,10 +30,10 @@ SEEDS = (0, 1, 2)
 UNITS = {"ethanol": ("meV", "meV/Å", 1000.0), "cluster": ("10⁻³ ε", "10⁻³ ε/σ", 1000.0)}
 FLAGS = {
     "ethanol": ["--minutes=28.5", "--gamma=4", "--rho-energy=0.05", "--num-validation=30",
-                "--energy-unit=eV", "--length-unit=Å"],
+                "--energy-unit=eV", "--length-unit=Å", "--recipe=none"],
     "cluster": ["--energy-unit=ε", "--length-unit=σ", "--minutes=5", "--batch-size=20",
                 "--lr=0.003", "--cutoff=4", "--dim-embedding=32", "--num-filters=32",
-                "--num-interactions=2", "--rho-energy=1"],
+                "--num-interactions=2", "--rho-energy=1", "--recipe=none"],
 }  # fmt: skip
 
 

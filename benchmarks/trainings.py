@@ -116,7 +116,7 @@ def ethanol(runs: Path) -> list[dict[str, Any]]:
                 molnets(["train", str(DATA / "rmd17_ethanol.npz"), "--out", str(out), "--gamma=4",
                          "--minutes=2", "--rho-energy=0.05", "--energy-unit=eV", "--length-unit=Å",
                          f"--num-train={num_frames - held_out}", f"--num-validation={held_out}",
-                         f"--seed={seed}"])  # fmt: skip
+                         f"--seed={seed}", "--recipe=none"])  # fmt: skip
             metrics = json.loads((out / "metrics.json").read_text())
             rows.append({"frames": num_frames, "validation": held_out, "seed": seed,
                          "energy_mae": metrics["test_energy_mae"],

@@ -18,6 +18,17 @@ class Help(ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action) if shown else action.help
 
 
+class Given(Action):
+    """Store a value, and its name in the namespace's `given`: it is not there by default."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Do so."""
+        setattr(namespace, self.dest, values)
+        namespace.given = getattr(namespace, "given", frozenset()) | {self.dest}
+
+
 def option(default: float | str, text: str) -> Any:
     """Return a field of a dataclass with its help text."""
     return field(default=default, metadata={"help": text})
@@ -27,6 +38,8 @@ def add_options(
     parser: ArgumentParser, kind: type, choices: Mapping[str, Sequence[str]] | None = None
 ) -> None:
     """Add an option for each field of a dataclass; its default is the field's.
+
+    The names of those that come in a command line are in `given` of the namespace, if any do.
 
     Args:
         parser: where they are added; a group of a parser, too.
@@ -38,7 +51,7 @@ def add_options(
         (read, letter), values = KINDS[kind_name], (choices or {}).get(item.name)
         parser.add_argument(
             "--" + item.name.replace("_", "-"), type=read, default=item.default, choices=values,
-            metavar=None if values else letter, help=item.metadata["help"],
+            action=Given, metavar=None if values else letter, help=item.metadata["help"],
         )  # fmt: skip
 
 

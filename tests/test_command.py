@@ -29,7 +29,7 @@ from molnets.command.md import Protocol
 from molnets.command.table import table
 from molnets.dynamics import lennard_jones
 from molnets.networks import NETWORKS, schnet
-from molnets.training import Settings, Source, Trainer, evaluate, load, split
+from molnets.training import Settings, Source, Trainer, evaluate, load, recipes, split
 
 BRIEF = [*FLAGS, "--epochs=2"]
 UNITS = ["--energy-unit=eV", "--length-unit=Å"]
@@ -88,9 +88,13 @@ def test_command_writes_what_it_promises(tmp_path, capsys):
     assert "force MAE" in capsys.readouterr().out
     assert (metrics["epochs"], metrics["num_train"]) == (2, 16)
     assert (metrics["num_validation"], metrics["num_test"]) == (4, 4)
-    assert metrics["settings"] == asdict(Settings(epochs=2, batch_size=4))
+    settings = Settings(epochs=2, batch_size=4, recipe="molecule")
+    values = recipes.values_of("molecule", "schnet")
+    given = {name[2:].replace("-", "_") for name in re.findall(r"--[a-z-]+", " ".join(BRIEF))}
+    assert metrics["settings"] == asdict(recipes.with_values(settings, values, given))
     assert metrics["network"] == "schnet"
-    assert metrics["sizes"] == asdict(schnet.Sizes(8, 8, 1, 8, 2.0))
+    sizes = schnet.Sizes(8, 8, 1, 8, 2.0)
+    assert metrics["sizes"] == asdict(recipes.with_values(sizes, values, given))
     assert metrics["energy_unit"] == "unknown"
 
 

@@ -24,6 +24,7 @@ from molnets.dynamics.figures import learning_curve_figure, parity_figure
 from molnets.files import write_json, write_whole
 from molnets.networks import NETWORKS, sizes_of
 from molnets.options import add_options, chosen
+from molnets.training import recipes
 from molnets.training.consistency import check_units
 from molnets.training.data import PARTS, Dataset, joined, split
 from molnets.training.engines import ENGINES
@@ -66,7 +67,8 @@ def add_arguments(parser: ArgumentParser, arguments: list[str]) -> None:
                       "no split of its own; a fifth, at most 100, if not given")  # fmt: skip
     add_options(data, Source)
     training = parser.add_argument_group("training")
-    add_options(training, Settings, {"engine": ENGINES})
+    add_options(training, Settings, {"engine": ENGINES, "recipe": recipes.NAMES})
+    parser.set_defaults(recipe=recipes.AUTO)
     names = ArgumentParser(add_help=False, allow_abbrev=False)
     names.add_argument("--network", choices=sorted(NETWORKS), default="schnet")
     name = names.parse_known_args(arguments)[0].network
@@ -79,7 +81,6 @@ def add_arguments(parser: ArgumentParser, arguments: list[str]) -> None:
 def run(options: Namespace) -> dict[str, Any]:
     """Train as the options say; return what goes into metrics.json."""
     settings, source = chosen(options, Settings), chosen(options, Source)
-    sizes = chosen(options, sizes_of(options.network))
     expect_size("seeds", options.seeds)
     _keep_memory()
     _expect_device(options.device)
@@ -92,6 +93,7 @@ def run(options: Namespace) -> dict[str, Any]:
     for folder in folders:
         _expect_new(folder, options)
     data = read(options, source)
+    settings, sizes = cooked(options, data, folders[0])
     metrics = []
     for number, folder in enumerate(folders):
         own = replace(settings, seed=settings.seed + number)
@@ -106,6 +108,31 @@ def run(options: Namespace) -> dict[str, Any]:
         dist.barrier()
         dist.destroy_process_group()
     return metrics[0]
+
+
+def cooked(options: Namespace, data: Dataset, folder: Path) -> tuple[Settings, Any]:
+    """Return settings and sizes: the recipe's but for what is given; print which recipe it is.
+
+    Args:
+        options: the command's.
+        data: the frames, which choose the recipe if the options do not.
+        folder: of the run; one that goes on keeps its recipe.
+    """
+    name, given = options.recipe, getattr(options, "given", frozenset())
+    if name == recipes.AUTO and options.resume and (folder / "last.pt").exists():
+        name = checkpoint.read(folder / "last.pt").get("settings", {}).get("recipe", recipes.NONE)
+    elif name == recipes.AUTO:
+        name = recipes.choose(data)
+    values = dict(recipes.values_of(name, options.network))
+    if "batch_size" in values:  # each process takes its share
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        values["batch_size"] = world * math.ceil(values["batch_size"] / world)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(recipes.said(name, options.network, values, given), flush=True)
+    settings = replace(chosen(options, Settings), recipe=name)
+    settings = recipes.with_values(settings, values, given)
+    sizes = recipes.with_values(chosen(options, sizes_of(options.network)), values, given)
+    return settings, sizes
 
 
 def _expect_new(folder: Path, options: Namespace) -> None:

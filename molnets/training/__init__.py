@@ -7,8 +7,10 @@ consistency.py  whether energies and forces belong together
 errors.py    the loss, and errors over all and by element
 engines.py   what computes the loss of a step and its gradient
 trainer.py   the loop, its settings, and its checkpoints
+recipes.py   settings and sizes that a search has found, by the kind of data
 """
 
+from molnets.training import recipes
 from molnets.training.consistency import check_units
 from molnets.training.data import Batch, Dataset, joined, split
 from molnets.training.engines import ENGINES, PlainForces, PlainSteps, make_steps
@@ -43,6 +45,7 @@ __all__ = [
     "load",
     "loss_of",
     "make_steps",
+    "recipes",
     "split",
     "standardized",
 ]

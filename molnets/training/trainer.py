@@ -59,6 +59,7 @@ class Settings:
         "compiled: the same by way of a C++ compiler"
     )  # fmt: skip
     seed: int = option(0, "seed of weights, split and order")
+    recipe: str = option("none", "what is not given is the recipe's; auto: that for such data")
 
     def __post_init__(self) -> None:
         expect_size("epochs", self.epochs)
