@@ -64,13 +64,13 @@ def frames() -> dict[str, NDArray]:
     return found
 
 
-def worker(what: str, name: str, options: argparse.Namespace) -> str:
+def worker(what: str, name: str, options: argparse.Namespace, minutes: float = MINUTES) -> str:
     """Let a network's own environment do something; return what it prints."""
     python = options.environments / ENVIRONMENTS[name] / "bin" / "python"
     if not python.exists():
         raise FileNotFoundError(f"environments: expected {python}, which `--help` says how to make")
     call = [python.absolute(), HERE / "others_worker.py", what, name, options.runs / name]
-    call += [str(MINUTES)] if what == "train" else []
+    call += [str(minutes)] if what == "train" else []
     done = subprocess.run([str(x) for x in call], env=os.environ | MALLOC, text=True,
                           capture_output=True)  # fmt: skip
     if done.returncode:
@@ -78,13 +78,13 @@ def worker(what: str, name: str, options: argparse.Namespace) -> str:
     return done.stdout
 
 
-def train(name: str, options: argparse.Namespace) -> None:
-    """Train a network on the frames."""
+def train(name: str, options: argparse.Namespace, minutes: float = MINUTES) -> None:
+    """Train a network on the frames, for minutes of the processor's time."""
     (options.runs / name).mkdir(parents=True, exist_ok=True)
     if not (options.runs / "frames.npz").exists():
         np.savez(options.runs / "frames.npz", **frames())
     if not (options.runs / name / "trained.json").exists():
-        worker("train", name, options)
+        worker("train", name, options, minutes)
 
 
 def asked_elsewhere(name: str, options: argparse.Namespace) -> dict[str, Any]:

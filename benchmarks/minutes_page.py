@@ -1,0 +1,282 @@
+"""What `benchmarks.minutes` measured, as a page and a figure.
+
+Rows:   {"case", "minutes" or 0 for kernels, "seed", "frames", "force_mae", "energy_mae", …}, in eV
+        and Å; those of `others.json`, 28.5 minutes, are told by `earlier`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+
+from benchmarks.minutes_text import COMMANDS, INTRO, NOT_MEASURED, NOTES, PUBLISHED
+from benchmarks.peers_page import table
+
+ALL_FRAMES = 1000
+Row = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """What is trained: its label, whose it is, the network's name, the engine, and its line."""
+
+    label: str
+    kind: str  # "ours", "theirs" or "kernel"
+    network: str
+    engine: str = ""
+    style: tuple[str, str] = ("o-", "#000000")
+
+
+CASES = {
+    "painn": Case("PaiNN, tables †", "ours", "painn", "spline", ("d-", "#cc79a7")),
+    "schnet": Case("SchNet, tables †", "ours", "schnet", "spline", ("s-", "#0072b2")),
+    "painn-plain": Case("PaiNN, plain †", "ours", "painn", "plain", ("d:", "#cc79a7")),
+    "schnet-plain": Case("SchNet, plain †", "ours", "schnet", "plain", ("s:", "#0072b2")),
+    "egnn": Case("EGNN †", "ours", "egnn", "plain", ("v:", "#56b4e9")),
+    "dimenet": Case("DimeNet++ †", "ours", "dimenet", "plain", ("^:", "#777777")),
+    "tensornet": Case("TensorNet", "theirs", "tensornet", "", ("o--", "#d55e00")),
+    "nequip": Case("NequIP", "theirs", "nequip", "", ("P--", "#009e73")),
+    "mace": Case("MACE", "theirs", "mace", "", ("X--", "#e69f00")),
+    "sgdml": Case("sGDML", "kernel", "sgdml", "", ("*-.", "#000000")),
+    "fchl19": Case("FCHL19", "kernel", "fchl19", "", ("h-.", "#a0522d")),
+}
+EARLIER = {  # which of ours `others.json` trained: with settings from before the recipes
+    "schnet": "schnet", "painn": "painn-plain", "egnn": "egnn", "dimenet": "dimenet",
+    "tensornet": "tensornet", "nequip": "nequip", "mace": "mace",
+}  # fmt: skip
+
+
+def rows_of(numbers: Row, earlier: Row) -> list[Row]:
+    """Return the rows of all frames, those of `others.json` among them, and all of kernels."""
+    rows = [row for row in numbers["rows"] if row["frames"] == ALL_FRAMES or not row["minutes"]]
+    for name, case in EARLIER.items():
+        row = earlier["networks"].get(name)
+        if row and "force_mae" in row:
+            rows.append({**row, "case": case, "minutes": earlier["minutes"], "seed": 0,
+                         "frames": ALL_FRAMES, "earlier": bool(row.get("ours"))})  # fmt: skip
+    return rows
+
+
+def minutes_of(row: Row) -> float:
+    """Return the minutes of the processor that a training took."""
+    return row["minutes"] or row["processor_seconds"] / 60
+
+
+def mean(rows: list[Row], name: str) -> float:
+    """Return the mean of an error over seeds, in meV or meV/Å."""
+    return 1000 * statistics.mean(row[name] for row in rows)
+
+
+def said(rows: list[Row], name: str) -> str:
+    """Return an error over seeds: its mean, and the least and largest where there are several."""
+    if not rows:
+        return "–"
+    text, mark = f"{mean(rows, name):.2f}", " *" if rows[0].get("earlier") else ""
+    if len(rows) > 1:
+        low, high = (1000 * pick(row[name] for row in rows) for pick in (min, max))
+        text += f" ({low:.2f} to {high:.2f}; {len(rows)} seeds)"
+    return text + mark
+
+
+def budgets_of(rows: list[Row]) -> list[float]:
+    """Return the budgets of the networks in minutes, the least first."""
+    return sorted({row["minutes"] for row in rows if row["minutes"]})
+
+
+def error_table(rows: list[Row], name: str, unit: str) -> list[str]:
+    """Return the table of an error: a line each network, a column each budget."""
+    budgets = budgets_of(rows)
+    lines = []
+    for case, what in CASES.items():
+        own = [row for row in rows if row["case"] == case and row["minutes"]]
+        if own:
+            cells = [said([r for r in own if r["minutes"] == x], name) for x in budgets]
+            lines.append([what.label, *cells])
+    return table([unit, *(f"{x:g} min" for x in budgets)], lines)
+
+
+def kernel_table(rows: list[Row]) -> list[str]:
+    """Return the table of the kernel models, a line each number of frames."""
+    lines = []
+    for row in sorted(rows, key=lambda row: (row["case"], row["num_train"])):
+        lines.append([
+            CASES[row["case"]].label, str(row["num_train"]), f"{minutes_of(row):.2f}",
+            f"{row['choosing_seconds'] / 60:.2f}", f"{row['width']:g}",
+            *(f"{1000 * row[name]:.2f}" for name in ("force_mae", "energy_mae")),
+            *(short(row[f"ms_{count}"]) for count in (1, 64)),
+        ])  # fmt: skip
+    head = ["", "training frames", "processor, min", "to choose the width", "width",
+            "force MAE, meV/Å", "energy MAE, meV", "1 ethanol, ms", "64, ms"]  # fmt: skip
+    return table(head, lines) if lines else []
+
+
+def best_within(rows: list[Row], minutes: float) -> list[tuple[float, str]]:
+    """Return force errors and labels of what a budget buys, the best first.
+
+    A network counts with its training of just this budget, a kernel with its best that took no
+    longer.
+    """
+    found = []
+    for case, what in CASES.items():
+        own = [row for row in rows if row["case"] == case]
+        if what.kind == "kernel":
+            done = [row["force_mae"] for row in own if minutes_of(row) <= minutes]
+            found += [(1000 * min(done), what.label)] if done else []
+        else:
+            own = [row for row in own if row["minutes"] == minutes]
+            found += [(mean(own, "force_mae"), what.label)] if own else []
+    return sorted(found)
+
+
+def who_leads(rows: list[Row]) -> list[str]:
+    """Return the lines that say who is ahead at each budget."""
+    lines = []
+    for minutes in budgets_of(rows):
+        order = [f"{label} {error:.1f}" for error, label in best_within(rows, minutes)]
+        if len(order) > 1:
+            lines.append(f"- {minutes:g} minutes: **{order[0]}**, then {', '.join(order[1:])}.")
+    return [*lines, ""]
+
+
+def short(x: float) -> str:
+    """Return three digits of a number."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def size_table(rows: list[Row], speed: Row, earlier: Row) -> list[str]:
+    """Return the table of sizes, times and epochs of the networks."""
+    lines = []
+    for case, what in CASES.items():
+        own = [row for row in rows if row["case"] == case and row["minutes"]]
+        if not own:
+            continue
+        known = [row for row in own if not row.get("earlier")] or own
+        mark, ms = " *", earlier["networks"].get(what.network, {}) if what.kind == "theirs" else {}
+        if case in speed:
+            mark, ms = "", speed[case]
+        epochs = {row["minutes"]: row["epochs"] for row in own if row["seed"] == 0}
+        lines.append([
+            what.label, f"{known[0]['parameters']:,}", f"{known[0]['cutoff']:g}",
+            ", ".join(f"{short(n)} in {x:g} min" for x, n in sorted(epochs.items())),
+            *(f"{short(ms[f'ms_{n}'])}{mark}" if f"ms_{n}" in ms else "–" for n in (1, 64)),
+        ])  # fmt: skip
+    return table(["", "parameters", "cutoff, Å", "epochs, seed 0", "1 ethanol, ms", "64, ms"],
+                 lines)  # fmt: skip
+
+
+def settings_lines(rows: list[Row]) -> list[str]:
+    """Return what each network was given, and with which versions."""
+    lines = []
+    for case, what in CASES.items():
+        own = [row for row in rows if row["case"] == case and "versions" in row]
+        if not own:
+            continue
+        changed = own[0].get("changed", {})
+        given = [f"{name} {x}" for name, x in changed.items() if name != "seed"]
+        versions = ", ".join(f"{name} {x}" for name, x in own[0]["versions"].items())
+        text = "; ".join([*given, own[0].get("source", ""), versions]).replace("; ;", ";")
+        lines.append(f"- {what.label}: {text}")
+    return [line.replace("; ; ", "; ") for line in lines] + [""]
+
+
+def curve_rows(numbers: Row) -> dict[tuple[str, float], dict[int, list[Row]]]:
+    """Return the rows of learning curves: by network and budget, then by frames."""
+    curves: dict[tuple[str, float], dict[int, list[Row]]] = {}
+    short_of = {(r["case"], r["minutes"]) for r in numbers["rows"]
+                if r["frames"] < ALL_FRAMES and r["minutes"]}  # fmt: skip
+    for row in numbers["rows"]:
+        if (row["case"], row["minutes"]) in short_of:
+            curve = curves.setdefault((row["case"], row["minutes"]), {})
+            curve.setdefault(row["frames"], []).append(row)
+    return curves
+
+
+def curve_table(numbers: Row) -> list[str]:
+    """Return the table of learning curves: force errors, a column each number of frames."""
+    curves = curve_rows(numbers)
+    if not curves:
+        return ["Not measured yet.", ""]
+    frames = sorted({n for curve in curves.values() for n in curve})
+    lines = []
+    for (case, minutes), curve in curves.items():
+        for name, unit in (("force_mae", "forces, meV/Å"), ("energy_mae", "energies, meV")):
+            cells = [said(curve.get(n, []), name) for n in frames]
+            lines.append([f"{CASES[case].label} {minutes:g} min: {unit}", *cells])
+    return table(["", *(f"{n} frames" for n in frames)], lines)
+
+
+def page(numbers: Row, earlier: Row) -> str:
+    """Return the page minutes.md, of whatever was measured."""
+    rows = rows_of(numbers, earlier)
+    kernels = [row for row in rows if CASES[row["case"]].kind == "kernel"]
+    machine = "; ".join(sorted({f"{row['machine']}, {row['date']}" for row in numbers["rows"]}))
+    lines = [
+        "# Error against minutes of one core", "", machine + ".", *INTRO, "",
+        "![Force errors against minutes](minutes.svg)", "",
+        *error_table(rows, "force_mae", "force MAE, meV/Å"),
+        *error_table(rows, "energy_mae", "energy MAE, meV"), *kernel_table(kernels),
+        "## Who is ahead", "", "Force MAE in meV/Å, the mean where there are several seeds:", "",
+        *who_leads(rows), "## Size and speed", "",
+        *size_table(rows, numbers["speed"], earlier), *NOTES, "", "## Learning curves", "",
+        *curve_table(numbers), *PUBLISHED, "", "## What each was given", "",
+        *settings_lines(rows), "## Not measured", "", *NOT_MEASURED, "", *COMMANDS,
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def draw(numbers: Row, earlier: Row, path: Path) -> None:
+    """Draw force errors against minutes, and where there are some, learning curves."""
+    curves = curve_rows(numbers)
+    figure, axes = plt.subplots(1, 2 if curves else 1, figsize=(10 if curves else 6, 4.6),
+                                squeeze=False, layout="constrained")  # fmt: skip
+    _draw_minutes(axes[0, 0], rows_of(numbers, earlier))
+    if curves:
+        _draw_curves(axes[0, 1], curves)
+    with plt.rc_context({"svg.hashsalt": "minutes"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def _draw_minutes(ax: plt.Axes, rows: list[Row]) -> None:
+    for case, what in CASES.items():
+        points: dict[float, list[Row]] = {}
+        for row in (row for row in rows if row["case"] == case):
+            points.setdefault(minutes_of(row), []).append(row)
+        x = sorted(points)
+        if not x:
+            continue
+        y = [mean(points[t], "force_mae") for t in x]
+        style, color = what.style
+        ax.plot(x, y, style, color=color, label=what.label.replace(" †", ""), markersize=6)
+        for t in x:
+            ax.vlines(t, *(1000 * pick(r["force_mae"] for r in points[t]) for pick in (min, max)),
+                      color=color, linewidth=4, alpha=0.4)  # fmt: skip
+            if points[t][0].get("earlier"):
+                mark = style.rstrip("-.:")
+                ax.plot(t, mean(points[t], "force_mae"), mark, color=color,
+                        markerfacecolor="white", markersize=7)  # fmt: skip
+    _decorate(ax, "minutes of one core", "force MAE on 1000 test frames, meV/Å")
+
+
+def _draw_curves(ax: plt.Axes, curves: dict[tuple[str, float], dict[int, list[Row]]]) -> None:
+    for (case, minutes), curve in curves.items():
+        style, color = CASES[case].style
+        frames = sorted(curve)
+        label = f"{CASES[case].label.replace(' †', '')}, {minutes:g} min"
+        ax.plot(frames, [mean(curve[n], "force_mae") for n in frames], style, color=color,
+                label=label)  # fmt: skip
+        for n in frames:
+            every = [1000 * row["force_mae"] for row in curve[n]]
+            ax.vlines(n, min(every), max(every), color=color, linewidth=4, alpha=0.4)
+    _decorate(ax, "frames, those that choose weights among them", "force MAE, meV/Å")
+
+
+def _decorate(ax: plt.Axes, x: str, y: str) -> None:
+    ax.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(plt.NullFormatter())
+    ax.grid(which="both", alpha=0.25)
+    ax.legend(fontsize="small", frameon=False)

@@ -1,0 +1,59 @@
+"""What the page of `benchmarks.minutes` says besides its numbers."""
+
+from __future__ import annotations
+
+from benchmarks.peers_page import table
+
+INTRO = [
+    "Revised MD17's ethanol: 970 training frames, 30 others that choose weights or a kernel's",
+    "width, 1000 test frames that neither saw; the same for all. Minutes are those of the",
+    "processor, of one core, validation included and the test not. The learning rates end with",
+    "each budget, so every point is a training of its own. Bars and brackets span the least and",
+    "the largest of several seeds, which decide weights and order; else it is one seed.",
+    "",
+    "† Of this project; on tables means that filters are read from splines, in C++; plain is",
+    "torch. \\* and open marks: trained earlier for [`others.md`](others.md), by the clock and not",
+    "by the processor's time, and with settings from before the recipes; PaiNN's was compiled by",
+    "torch.",
+]
+NOTES = [
+    "Times are of energies and forces in float32, one thread: ours and the kernels' (float64) of",
+    "the processor, medians; \\* those of `others.md`, by the clock. The search for the graph is",
+    "part of them. The number of a kernel's coefficients is 27 a training frame for sGDML, 28 for",
+    "FCHL19, and its time grows with them: the times in its table are of that many frames.",
+]
+_PUBLISHED = [
+    ("SchNet (NeurIPS 2017, MD17)", "3.5 / 16.9"), ("PaiNN (ICML 2021, MD17)", "2.8 / 9.7"),
+    ("DimeNet (ICLR 2020, MD17)", "2.8 / 10.0"), ("FCHL19", "0.9 / 6.2"),
+    ("NequIP", "0.4 / 2.8"), ("Allegro", "0.4 / 2.1"), ("MACE", "0.4 / 2.1"),
+]  # fmt: skip
+PUBLISHED = [
+    "As many frames as said, those that choose the weights among them: a tenth, at most 30. The",
+    "seed decides which, too. The budget is the same for all numbers of frames.",
+    "",
+    "Published, for 1000 training frames of ethanol and trainings without such a limit of time:",
+    "",
+    *table(["", "energy, meV / forces, meV/Å"], [list(row) for row in _PUBLISHED]),
+    "FCHL19, NequIP, Allegro and MACE as the paper on MACE lists them for the revised MD17",
+    "(arXiv:2206.07697). SchNet, PaiNN and DimeNet of their own papers (arXiv:1706.08566, 0.08",
+    "kcal/mol and 0.39 kcal/mol/Å; 2102.03150, 0.064 and 0.224; 2003.03123, 0.064 and 0.230), for",
+    "the older MD17, whose labels hold more noise: no measure for differences of a tenth. None",
+    "of them was found for 50 to 500 frames of this file.",
+]
+NOT_MEASURED = [
+    "- Bulk silicon: no time was left for it.",
+    "- SchNetPack's PaiNN and a second, smaller MACE: neither was trained here.",
+    "- Three seeds: of ours where the tables say so; of the others one seed each.",
+    "- What has a dash was not trained for so long.",
+]
+COMMANDS = [
+    "## Commands", "", "```",
+    "python3 -m venv .venv/kernels && .venv/kernels/bin/pip install -r benchmarks/kernels.txt",
+    "OMP_NUM_THREADS=1 python -m benchmarks.minutes train painn --minutes 3 --seed 1 --runs runs",
+    "OMP_NUM_THREADS=1 python -m benchmarks.minutes train mace --minutes 3 --runs runs",
+    "OMP_NUM_THREADS=1 python -m benchmarks.minutes train fchl19 --frames 430 --runs runs",
+    "OMP_NUM_THREADS=1 python -m benchmarks.minutes speed painn --runs runs",
+    "python -m benchmarks.minutes page", "```", "",
+    "The other environments are made as `others.md` says. `OPENBLAS_NUM_THREADS=1` keeps the",
+    "kernels on one core.",
+]  # fmt: skip
