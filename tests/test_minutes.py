@@ -1,0 +1,214 @@
+"""Errors against minutes: what is trained, kept and said follows the processor and the numbers."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from frames import ROOT, npz, trainer_for
+
+from benchmarks import kernels_worker, minutes, minutes_page
+from benchmarks.minutes_page import best_within, curve_rows, draw, page, rows_of, said
+from molnets.training import Settings, load
+
+EARLIER = {"minutes": 28.5, "networks": {"tensornet": {"force_mae": 0.006, "energy_mae": 0.001,
+           "epochs": 9, "parameters": 5, "cutoff": 4.5, "ms_1": 16.0, "ms_64": 300.0}}}  # fmt: skip
+
+
+def row(case: str, budget: float, force: float, seed: int = 0, frames: int = 1000, **more) -> dict:
+    """Return a row of a training whose force error is given in meV/Å."""
+    return {"case": case, "minutes": budget, "seed": seed, "frames": frames, "cutoff": 5.0,
+            "force_mae": force / 1000, "energy_mae": force / 7000, "num_train": frames - 30,
+            "parameters": 1000, "epochs": 7, "machine": "one", "date": "today", "versions": {},
+            **more}  # fmt: skip
+
+
+def kernel(force: float, seconds: float, frames: int = 230) -> dict:
+    """Return a row of a kernel model that took some seconds."""
+    return row("fchl19", 0, force, frames=frames, processor_seconds=seconds, width=2.0,
+               choosing_seconds=1.0, ms_1=0.5, ms_64=9.0)  # fmt: skip
+
+
+def numbers_of(*rows: dict) -> dict:
+    """Return numbers with some rows."""
+    return {"rows": list(rows), "speed": {"painn": {"ms_1": 0.321, "ms_64": 8.0}}}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Return 16 frames to train on, the first and last 4 to test."""
+    split = np.zeros(24, dtype=int)
+    split[:4] = split[-4:] = 1
+    return load(npz(tmp_path / "frames.npz", split=split))
+
+
+# Training
+
+
+def test_trainer_goes_by_the_processor(data, tmp_path, monkeypatch):
+    """A clock that ticks ten times a second of the budget ends it, whatever the wall's says."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(minutes.time, "process_time", lambda: 0.1 * next(ticks))
+    settings = Settings(minutes=0.1, batch_size=4, engine="plain")
+    made = trainer_for(data, tmp_path / "a")
+    timed = minutes.Timed(made.potential, data, made.train, made.validation, settings, tmp_path)
+    timed.run(progress=False)
+    assert 5 <= timed.epoch <= 15  # 60 ticks: one a step, two or more an epoch
+    monkeypatch.setattr(minutes.time, "process_time", lambda: timed.begun + 3.0)
+    assert timed._progress(0) == pytest.approx(0.5)
+
+
+def test_network_is_trained_and_tested(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(minutes, "values_of", lambda case, data: {"cutoff": 2.0, "batch_size": 4,
+                        "engine": "plain", "dim_embedding": 8, "num_interactions": 1})  # fmt: skip
+    monkeypatch.setattr(minutes, "ALL_FRAMES", 16)
+    found = minutes.train_ours("schnet", 0.01, 3, 16, tmp_path, data)
+    assert (found["num_train"], found["num_validation"], found["num_test"]) == (15, 1, 8)
+    assert 0.6 <= found["processor_seconds"] < 3
+    assert found["cutoff"] == found["sizes"]["cutoff"] == 2.0
+    assert 0 < found["force_mae"] < np.inf
+
+
+def test_frames_are_those_of_the_others(data, monkeypatch):
+    """All frames: one split for every seed. Fewer: drawn with the seed, never test frames."""
+    monkeypatch.setattr(minutes, "ALL_FRAMES", 16)
+    every = [minutes.parts_of(data, 16, seed) for seed in (0, 1)]
+    assert all(torch.equal(a, b) for a, b in zip(*every, strict=True))
+    fewer = [minutes.parts_of(data, 10, seed) for seed in (0, 1)]
+    assert not torch.equal(fewer[0][0].sort().values, fewer[1][0].sort().values)
+    for train, validation, test in (*every, *fewer):
+        assert set(test.tolist()) == {*range(4), *range(20, 24)}
+        assert not set(test.tolist()) & {*train.tolist(), *validation.tolist()}
+        assert len(validation) == max(1, (len(train) + len(validation)) // 10)
+
+
+def test_plain_network_has_the_settings_of_the_tables(data):
+    fast, plain = (minutes.values_of(case, data) for case in ("painn", "painn-plain"))
+    assert fast | {"engine": "plain"} == plain
+    assert fast != plain
+
+
+def test_row_that_is_there_is_not_trained_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(minutes, "NUMBERS", tmp_path / "minutes.json")
+    calls = []
+
+    def train_ours(*args) -> dict:
+        calls.append(args)
+        return {"force_mae": 0.01, "energy_mae": 0.002}
+
+    monkeypatch.setattr(minutes, "train_ours", train_ours)
+    for seed in (0, 0, 1):
+        minutes.train(argparse.Namespace(case="painn", minutes=3.0, seed=seed, frames=1000,
+                                         runs=tmp_path))  # fmt: skip
+    assert len(calls) == 2
+    assert [found["seed"] for found in minutes.numbers()["rows"]] == [0, 1]
+
+
+def test_row_takes_the_place_of_one_of_its_key():
+    found = numbers_of(row("painn", 3.0, 9.0), row("painn", 3.0, 8.0, seed=1))
+    rows = minutes.add(found, row("painn", 3.0, 5.0))["rows"]
+    assert sorted(1000 * x["force_mae"] for x in rows) == pytest.approx([5.0, 8.0])
+    assert len(minutes.add(found, row("painn", 10.0, 5.0))["rows"]) == 3
+
+
+def test_width_of_a_kernel_is_that_of_the_frames_that_validate(monkeypatch):
+    """The model errs by how far its width is from 10, on forces; test frames are not there."""
+    fitted = []
+
+    def fit(z, R, E, F, width):
+        fitted.append((len(R), width))
+        return lambda R: (np.zeros(len(R)), np.full(R.shape, abs(width - 10.0)))
+
+    monkeypatch.setitem(kernels_worker.FITS, "fchl19", lambda: fit)
+    given = {"z": np.array([1, 6]), "train_R": np.zeros((300, 2, 3)), "train_E": np.zeros(300),
+             "train_F": np.zeros((300, 2, 3)), "valid_R": np.zeros((3, 2, 3)),
+             "valid_F": np.zeros((3, 2, 3))}  # fmt: skip
+    _, record = kernels_worker.train("fchl19", given)
+    assert record["width"] == 10.0
+    assert fitted[-1] == (300, 10.0)
+    assert {count for count, _ in fitted[:-1]} == {kernels_worker.CHOSEN_ON}
+    assert record["processor_seconds"] >= record["choosing_seconds"]
+
+
+def test_time_of_a_kernel_is_that_of_the_processor():
+    def model(R):
+        begun = time.process_time()
+        while time.process_time() - begun < 0.02:
+            pass
+        time.sleep(0.02)  # which does not count
+
+    assert kernels_worker.ms(model, np.zeros((1, 2, 3)), rounds=1) == pytest.approx(20, abs=6)
+
+
+# The page
+
+
+def test_page_is_that_of_the_numbers():
+    earlier = json.loads((ROOT / "benchmarks" / "others.json").read_text())
+    assert (ROOT / "benchmarks" / "minutes.md").read_text() == page(minutes.numbers(), earlier)
+
+
+def test_page_follows_the_numbers():
+    found = numbers_of(row("painn", 3.0, 8.25), kernel(7.0, 60.0))
+    assert "8.25" in page(found, EARLIER)
+    changed = copy.deepcopy(found)
+    changed["rows"][0]["force_mae"] = 0.01234
+    assert "12.34" in page(changed, EARLIER)
+    assert "8.25" not in page(changed, EARLIER)
+    assert "0.321" in page(found, EARLIER)
+
+
+def test_seeds_are_said_with_their_range():
+    rows = [row("painn", 3.0, x, seed) for seed, x in enumerate((6.0, 7.0, 11.0))]
+    assert said(rows, "force_mae") == "8.00 (6.00 to 11.00; 3 seeds)"
+    assert said(rows[:1], "force_mae") == "6.00"
+    assert said([], "force_mae") == "–"
+
+
+def test_who_is_ahead_may_be_others():
+    rows = [row("painn", 3.0, 8.0), row("mace", 3.0, 6.0), row("nequip", 10.0, 1.0)]
+    assert [label for _, label in best_within(rows, 3.0)] == ["MACE", "PaiNN, tables †"]
+    rows[0]["force_mae"] = 0.002
+    assert best_within(rows, 3.0)[0] == (pytest.approx(2.0), "PaiNN, tables †")
+
+
+def test_kernel_counts_once_it_is_trained():
+    rows = [row("painn", 3.0, 8.0), kernel(5.0, 600.0), kernel(9.0, 10.0, frames=130)]
+    assert [error for error, _ in best_within(rows, 3.0)] == pytest.approx([8.0, 9.0])
+    assert [error for error, _ in best_within(rows, 30.0)] == pytest.approx([5.0])
+
+
+def test_earlier_rows_are_marked_where_they_are_ours():
+    earlier = copy.deepcopy(EARLIER)
+    earlier["networks"]["egnn"] = {**earlier["networks"]["tensornet"], "ours": True}
+    rows = {x["case"]: x for x in rows_of(numbers_of(), earlier)}
+    assert said([rows["egnn"]], "force_mae") == "6.00 *"
+    assert said([rows["tensornet"]], "force_mae") == "6.00"
+
+
+def test_learning_curves_are_of_one_budget():
+    few = [row("painn", 1.5, 30.0, frames=100), row("painn", 1.5, 12.0)]
+    curves = curve_rows(numbers_of(*few, row("painn", 3.0, 8.0), kernel(7.0, 60.0)))
+    assert list(curves) == [("painn", 1.5)]
+    assert {n: len(rows) for n, rows in curves["painn", 1.5].items()} == {100: 1, 1000: 1}
+    text = page(numbers_of(*few), EARLIER).split("## Learning curves")[1]
+    assert "30.00" in text
+    assert "12.00" in text
+
+
+def test_figure_shows_every_case_that_was_measured(tmp_path):
+    found = numbers_of(row("painn", 3.0, 8.0), row("painn", 3.0, 30.0, frames=100), kernel(7, 60.0))
+    texts = {}
+    for name, numbers in (("all", found), ("none", numbers_of())):
+        with minutes_page.plt.rc_context({"svg.fonttype": "none"}):
+            draw(numbers, EARLIER, tmp_path / f"{name}.svg")
+        texts[name] = (tmp_path / f"{name}.svg").read_text()
+    for label in ("PaiNN, tables", "FCHL19"):
+        assert label in texts["all"]
+        assert label not in texts["none"]
+    assert "TensorNet" in texts["none"]
