@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 
-from benchmarks.minutes_text import COMMANDS, INTRO, NOT_MEASURED, NOTES, PUBLISHED
+from benchmarks.minutes_text import AHEAD, COMMANDS, CURVES, INTRO, NOT_MEASURED, NOTES, PUBLISHED
 from benchmarks.peers_page import table
 
 ALL_FRAMES = 1000
@@ -197,14 +197,14 @@ def curve_table(numbers: Row) -> list[str]:
     """Return the table of learning curves: force errors, a column each number of frames."""
     curves = curve_rows(numbers)
     if not curves:
-        return ["Not measured yet.", ""]
+        return ["Of networks none was measured; the kernels' table above holds theirs.", ""]
     frames = sorted({n for curve in curves.values() for n in curve})
     lines = []
     for (case, minutes), curve in curves.items():
         for name, unit in (("force_mae", "forces, meV/Å"), ("energy_mae", "energies, meV")):
             cells = [said(curve.get(n, []), name) for n in frames]
             lines.append([f"{CASES[case].label} {minutes:g} min: {unit}", *cells])
-    return table(["", *(f"{n} frames" for n in frames)], lines)
+    return table(["", *(f"{n} frames" for n in frames)], lines) + CURVES
 
 
 def page(numbers: Row, earlier: Row) -> str:
@@ -217,7 +217,7 @@ def page(numbers: Row, earlier: Row) -> str:
         "![Force errors against minutes](minutes.svg)", "",
         *error_table(rows, "force_mae", "force MAE, meV/Å"),
         *error_table(rows, "energy_mae", "energy MAE, meV"), *kernel_table(kernels),
-        "## Who is ahead", "", "Force MAE in meV/Å, the mean where there are several seeds:", "",
+        "## Who is ahead", "", *AHEAD,
         *who_leads(rows), "## Size and speed", "",
         *size_table(rows, numbers["speed"], earlier), *NOTES, "", "## Learning curves", "",
         *curve_table(numbers), *PUBLISHED, "", "## What each was given", "",
