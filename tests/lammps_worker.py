@@ -20,6 +20,7 @@ from mpi4py import MPI
 from molnets.checkpoint import Card
 from molnets.coupling.ase import ModelCalculator
 from molnets.coupling.lammps import attach
+from molnets.edges import Edges
 from molnets.networks import build
 from molnets.potential import Potential
 
@@ -75,33 +76,36 @@ def start(atoms, model, boundary="p p p", before=()):
     force_field = attach(lmp, model, ELEMENTS, skin=SKIN)
     for command in ("timestep 0.001", "thermo_modify norm no", "compute each all pe/atom fix",
                     "compute sum all reduce sum c_each",
+                    "compute stress all stress/atom NULL fix",
                     "compute p all pressure NULL virial fix"):  # fmt: skip
         lmp.command(command)
     return lmp, force_field
 
 
 def gathered(lmp):
-    """Return the atoms as they are, in the order of their IDs, and LAMMPS' forces."""
+    """Return the atoms as they are, in the order of their IDs, and what LAMMPS has of each."""
     num, arrays = lmp.extract_setting("nlocal"), lmp.numpy
     names = {"id": 1, "type": 1, "x": 3, "f": 3}
     own = {name: arrays.extract_atom(name, nelem=num, dim=dim).copy() if num else
            np.empty((0, dim) if dim > 1 else 0) for name, dim in names.items()}  # fmt: skip
+    own["stress"] = np.array(arrays.extract_compute("stress", 1, 2)[:num]).reshape(num, 6)
     parts = COMM.allgather(own)
-    all_of = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    all_of = {name: np.concatenate([part[name] for part in parts]) for name in own}
     order = all_of["id"].argsort()
     all_of = {name: x[order] for name, x in all_of.items()}
     low, high, xy, yz, xz, periodic, _ = lmp.extract_box()
     a, b, c = np.subtract(high, low)
     numbers = np.array(ELEMENTS)[all_of["type"].astype(int) - 1]
     return Atoms(numbers, all_of["x"], cell=[[a, 0, 0], [xy, b, 0], [xz, yz, c]],
-                 pbc=[bool(p) for p in periodic]), all_of["f"]  # fmt: skip
+                 pbc=[bool(p) for p in periodic]), all_of  # fmt: skip
 
 
 def deviations(lmp, model):
     """Return by how much energy, forces, energies of atoms and stress are off now."""
     energy, atom_energies = lmp.get_thermo("pe"), lmp.extract_compute("sum", 0, 0)
     pressure = np.array(lmp.numpy.extract_compute("p", 0, 1))[[0, 1, 2, 5, 4, 3]]
-    atoms, forces = gathered(lmp)
+    atoms, of_atoms = gathered(lmp)
+    forces = of_atoms["f"]
     atoms.calc = ModelCalculator(model)
     expected, rms = atoms.get_forces(), np.sqrt((atoms.get_forces() ** 2).mean())
     found = {
@@ -112,9 +116,30 @@ def deviations(lmp, model):
         "eV/Å": abs(forces - expected).max(),
     }
     if atoms.pbc.all():
-        stress = atoms.get_stress()
+        stress, virials = atoms.get_stress(), virials_of(atoms, model)
         found["stress"] = abs(-pressure / BAR - stress).max() / abs(stress).max()
+        given = of_atoms["stress"][:, [0, 1, 2, 5, 4, 3]] / BAR
+        found["atom_stress"] = abs(given - virials).max() / abs(virials).max()
     return found
+
+
+def virials_of(atoms, model):
+    """Return the atoms' shares of the virial by the plain network, in ASE's order, (N, 6)."""
+    z, pos = torch.tensor(atoms.numbers).view(-1, 1), torch.tensor(atoms.positions)
+    cells, batch = (
+        torch.tensor(atoms.cell.array).unsqueeze(0),
+        torch.zeros(len(z), dtype=torch.int64),
+    )
+    model = Potential(model.network, float(model.scale)).double()
+    index, vector = model.graph.edges(pos, batch, cells, True)
+    vector = vector.detach().requires_grad_()
+    energy = model.scale * model.network.atomic_energies(z.double(), Edges(index, vector)).sum()
+    (pull,) = torch.autograd.grad(energy, vector)
+    each = 0.5 * (vector.detach().unsqueeze(2) * pull.unsqueeze(1)).view(-1, 9)
+    share = torch.zeros(len(z), 9, dtype=torch.float64).index_add(0, index[0], each)
+    share = share.index_add(0, index[1], each).view(-1, 3, 3)
+    share = (share + share.transpose(1, 2)) / 2
+    return share[:, [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]].numpy()
 
 
 def agreement(atoms, kind, dtype=torch.float64, boundary="p p p", before=()):

@@ -27,7 +27,7 @@ pytest.importorskip("mpi4py", reason="mpi4py is an extra: pip install '.[lammps]
 HERE = Path(__file__).parent
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
 RANKS = [1, 2, pytest.param(4, marks=pytest.mark.slow)]
-DEVIATIONS = "energy", "atom_energies", "forces", "stress"
+DEVIATIONS = "energy", "atom_energies", "forces", "stress", "atom_stress"
 
 FOUND: dict[int, dict] = {}
 

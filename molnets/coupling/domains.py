@@ -29,7 +29,7 @@ LONGEST_CHAIN = 16  # edges that a network is probed with
 
 
 class Way(Protocol):
-    """How energies, (N,), forces, (N, 3), and a share of the virial, (3, 3), are computed."""
+    """How energies, (N,), forces, (N, 3), and virials of atoms, (N, 3, 3), are computed."""
 
     reach: float  # how far from own atoms copies are needed
     halo: Halo | None  # the exchange, once there is one
@@ -89,8 +89,8 @@ class ByShell:
 
     def compute(self, z: np.ndarray, pos: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         N = self._num_own
-        energy, virial = torch.zeros(N, dtype=self.dtype), torch.zeros(3, 3, dtype=self.dtype)
-        forces = torch.zeros(self._num_rows, 3, dtype=self.dtype)
+        energy = torch.zeros(N, dtype=self.dtype)
+        results = torch.zeros(self._num_rows, 12, dtype=self.dtype)  # forces, and virials by halves
         if N:
             x = torch.from_numpy(pos - pos[:N].mean(axis=0)).to(self.dtype)
             edges = self.graph.edges(x, torch.zeros(len(x), dtype=torch.int64))
@@ -100,10 +100,12 @@ class ByShell:
                 energy = self.network.atomic_energies(column, Edges(edges.index, vector))[:N]
                 (pull,) = torch.autograd.grad(energy.sum(), vector)
             j, i = torch.from_numpy(self._row)[edges.index]
-            forces.index_add_(0, i, pull).index_add_(0, j, -pull)
-            energy, virial = energy.detach(), vector.detach().T @ pull
-        self.halo.give_back(forces.numpy())
-        return energy.ravel(), forces[:N], virial
+            half = (0.5 * vector.detach().unsqueeze(2) * pull.unsqueeze(1)).flatten(1)  # (E, 9)
+            results.index_add_(0, i, torch.cat([pull, half], dim=1))
+            results.index_add_(0, j, torch.cat([-pull, half], dim=1))
+            energy = energy.detach()
+        self.halo.give_back(results.numpy())
+        return energy.ravel(), results[:N, :3], results[:N, 3:].view(-1, 3, 3)
 
 
 def hops_of(network: nn.Module) -> int:

@@ -44,8 +44,8 @@ def attach(
 
     To be called by all processes, when the box exists, and before fixes that change forces, such as
     `fix setforce`. It sets `pair_style zero`, which makes LAMMPS keep atoms of others within the
-    cutoff, `neighbor` and `comm_modify cutoff`, and a `fix external`; energies, also of atoms,
-    pressures and minimisers take the model's, `compute stress/atom` does not.
+    cutoff, `neighbor` and `comm_modify cutoff`, and a `fix external`; energies, pressures and
+    minimisers take the model's, `compute pe/atom` and `compute stress/atom` too.
 
     An error in a run is said with process and step, and ends all processes: LAMMPS would go on.
     With one process for each core, set the environment's `OMP_NUM_THREADS` to 1.
@@ -142,8 +142,8 @@ class ForceField:
         if is_other[0]:
             self._build(num_own, tags, pos)
         z = self.species[self._of_atoms("type", num)]
-        energy, forces, virial = self._way.compute(z, pos)
-        self._give(z[:num_own], energy, forces, virial, f)
+        energy, forces, virials = self._way.compute(z, pos)
+        self._give(z[:num_own], energy, forces, virials, f)
 
     def _of_atoms(self, name: str, num: int, dim: int = 1) -> np.ndarray:
         """Return one of LAMMPS' arrays for own atoms and copies, (num,) or (num, dim)."""
@@ -172,20 +172,23 @@ class ForceField:
         self.num_builds += 1
 
     def _give(
-        self, z: np.ndarray, energy: Tensor, forces: Tensor, virial: Tensor, f: np.ndarray
+        self, z: np.ndarray, energy: Tensor, forces: Tensor, virials: Tensor, f: np.ndarray
     ) -> None:
         scale = float(self.potential.scale)
         energies = scale * energy.double().numpy().ravel()
         energies += self.potential.element_energies.numpy()[z]
         if len(z):
             np.multiply(forces.numpy(), scale, out=f[: len(z)], casting="unsafe")
-        total = np.array([energies.sum(), *(-scale * virial.double().numpy()[VOIGT])])
+        virials = -0.5 * scale * (virials + virials.transpose(1, 2)).double().numpy()
+        virials = np.ascontiguousarray(virials[:, VOIGT[0], VOIGT[1]])
+        total = np.array([energies.sum(), *virials.sum(axis=0)])
         self.comm.Allreduce(self._in_place, total)
         expect_finite(energy=total[:1], forces=f[: len(z)])
         self.lmp.fix_external_set_energy_global(FIX, total[0])
         self.lmp.fix_external_set_virial_global(FIX, total[1:].tolist())
         if len(z):
             self.lmp.numpy.fix_external_set_energy_peratom(FIX, energies)
+            self.lmp.numpy.fix_external_set_virial_peratom(FIX, virials)
         self.num_calls += 1
 
 

@@ -74,9 +74,10 @@ class DomainPasses:
     def __call__(
         self, domain: Domain, z: np.ndarray, pos: np.ndarray, fetch: Fetch | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return energies, (N,), and forces, (N, 3), of own atoms, and their virial, (3, 3).
+        """Return energies, (N,), forces, (N, 3), and virials of own atoms, (N, 3, 3).
 
-        Sums over all processes give the whole system's.
+        A pair's virial r ⊗ ∂E/∂r belongs to both of its atoms, by halves. Sums over all processes
+        give the whole system's.
 
         Args:
             domain: the edges; rows have been given to copies.
@@ -95,10 +96,12 @@ class DomainPasses:
         distinct = network.find(self.work, pos, domain.start, domain, cutoff, threads)
         expect(distinct, "pos", "distinct positions", "two atoms in one place")
         with _Exchange(network, self.work, domain.num_rows, fetch):
-            energy, forces, virial = network.energies(
-                self.work, x, domain.start, threads, virial=True
-            )
-        return energy[: domain.num_own], forces[: domain.num_own], virial[0]
+            energy, forces, _ = network.energies(self.work, x, domain.start, threads)
+        virials = torch.empty(domain.num_own, 3, 3, dtype=network.dtype)
+        getattr(library(), f"virials_of_atoms_{network.precision}")(
+            network.pointer, self.work.pointer, threads, virials.data_ptr()
+        )
+        return energy[: domain.num_own], forces[: domain.num_own], virials
 
     def _embedded(self, z: np.ndarray) -> Tensor:
         if self._z is None or not np.array_equal(z, self._z):
