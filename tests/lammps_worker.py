@@ -5,6 +5,7 @@
 writes to OUT what each case found: deviations, relative to the largest number, and counts.
 """
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from mpi4py import MPI
 
 from molnets.checkpoint import Card
 from molnets.coupling.ase import ModelCalculator
-from molnets.coupling.lammps import attach
+from molnets.coupling.lammps import ForceField, attach
 from molnets.edges import Edges
 from molnets.networks import build
 from molnets.potential import Potential
@@ -283,7 +284,42 @@ def refused():
     return messages
 
 
+def broken():
+    """What a script must not do behind the model's back: the first error of each, one process."""
+    if COMM.size > 1:
+        return {}
+    hot = ["velocity all scale 9000", "timestep 0.002"]
+    cases = {
+        "once": ["neigh_modify once yes", *hot, "run 60"],
+        "include": ["group g id 1", "atom_modify first g", "neigh_modify include g", *hot,
+                    "run 60"],
+        "delay": ["neigh_modify delay 5", "run 0"],
+        "respa": ["run_style respa 2 2", "run 2"],
+        "pair style": ["run 0", "pair_style lj/cut 3", "pair_coeff * * 0.05 2", "run 2"],
+        "copies of a group": ["group g type 1", "atom_modify first g", "comm_modify group g",
+                              "run 0"],
+        "short": ["pair_style zero 2.0", "pair_coeff * *", "comm_modify cutoff 1.0", "run 0"],
+        "skin": ["neighbor 2.0 bin", *hot, "run 60"],
+        "right": ["neighbor 0.2 bin", *hot, "run 60"],
+    }  # fmt: skip
+    end, found = ForceField.end, {}
+    for name, commands in cases.items():
+        errors = []
+        ForceField.end = lambda self, why, errors=errors: errors.append(
+            why.strip().splitlines()[-1]
+        )
+        lmp, _ = start(crystal((3, 3, 3)), potential(), before=["atom_modify sort 0 0"])
+        with contextlib.suppress(Exception if name != "right" else ()):  # end ends nothing here
+            for command in ("velocity all create 600 1 loop geom", "fix move all nve", *commands):
+                lmp.command(command)
+        found[name] = errors[0] if errors else ""
+        lmp.close()
+    ForceField.end = end
+    return found
+
+
 CASES = {
+    "broken": broken,
     "refused": refused,
     "schnet": lambda: agreement(crystal((4, 4, 4)), "schnet"),
     "painn": lambda: agreement(crystal((4, 4, 4)), "painn"),

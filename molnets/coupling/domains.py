@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from molnets.checks import expect
 from molnets.coupling.halo import Halo
 from molnets.edges import Edges, Graph
-from molnets.tables import Domain, DomainPasses
+from molnets.tables import Domain, DomainPasses, tables_apply
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
+ALMOST = 1 - 1e-8  # so that no distance of a perfect lattice lies exactly at the end of a list
 LONGEST_CHAIN = 16  # edges that a network is probed with
 
 
@@ -50,7 +51,8 @@ class ByRows:
 
     def build(self, num_own: int, tags: np.ndarray, pos: np.ndarray) -> None:  # noqa: D102
         image = images_of(tags, num_own)
-        self._domain = domain = Domain(pos, image, self.reach + self.skin)
+        self._domain = domain = Domain(pos, tags, image, ALMOST * (self.reach + self.skin))
+        expect_all_copies(self.comm, domain)
         wanted, first, copy_of = np.unique(
             tags[num_own:][domain.needed], return_index=True, return_inverse=True
         )
@@ -77,10 +79,14 @@ class ByShell:
         self.network, self.comm, self.halo = network, comm, None
         self.dtype = next(network.parameters()).dtype
         self.hops = hops_of(network)
-        self.reach, self.graph = self.hops * network.cutoff, Graph(network.cutoff, skin)
+        self.reach, self.skin = self.hops * network.cutoff, skin
+        self.graph = Graph(network.cutoff, skin)
 
     def build(self, num_own: int, tags: np.ndarray, pos: np.ndarray) -> None:  # noqa: D102
         image = images_of(tags, num_own)
+        if tables_apply(torch.device("cpu"), torch.float64):  # the search is compiled
+            reach = ALMOST * (self.reach + self.skin)
+            expect_all_copies(self.comm, Domain(pos, tags, image, reach))
         wanted, copy_of = np.unique(tags[num_own:][image < 0], return_inverse=True)
         self.halo = Halo(self.comm, tags[:num_own], np.arange(num_own), wanted)
         self._row = np.concatenate([np.arange(num_own), image])
@@ -106,6 +112,14 @@ class ByShell:
             energy = energy.detach()
         self.halo.give_back(results.numpy())
         return energy.ravel(), results[:N, :3], results[:N, 3:].view(-1, 3, 3)
+
+
+def expect_all_copies(comm: Comm, domain: Domain) -> None:
+    """Expect that whoever sees an atom is seen by it; called by all processes together."""
+    total = np.zeros((), dtype=np.uint64)
+    comm.Allreduce(domain.one_sided, total)
+    expected = "copies of all atoms near by; comm_modify, neigh_modify and pair_style decide which"
+    expect(total == 0, "atoms", expected, "others: one process sees a pair that another does not")
 
 
 def hops_of(network: nn.Module) -> int:

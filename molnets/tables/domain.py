@@ -31,20 +31,25 @@ class Domain(Native):
 
     Args:
         pos: positions, own atoms first, (N + C, 3), float64, finite.
+        tags: a number for each atom, which its copies have too, (N + C,).
         image: the own atom that each copy is one of, (C,), or -1 for those of other processes.
         reach: how far edges are looked for; complete where copies reach as far beyond own atoms.
 
     Attributes:
         order: the own atom that each of the first N rows belongs to, (N,).
         needed: whether own atoms have edges to a copy that is not of their own, (C,).
+        one_sided: a number, whose sum over all processes, modulo 2^64, is 0 if each edge j -> i has
+            its reverse i -> j where j is at home: else copies are missing.
     """
 
-    def __init__(self, pos: np.ndarray, image: np.ndarray, reach: float) -> None:
+    def __init__(self, pos: np.ndarray, tags: np.ndarray, image: np.ndarray, reach: float) -> None:
         self.num_own, num_points = len(pos) - len(image), len(pos)
-        pos, image = np.ascontiguousarray(pos), np.ascontiguousarray(image, dtype=np.int64)
+        pos = np.ascontiguousarray(pos)
+        tags, image = (np.ascontiguousarray(x, dtype=np.int64) for x in (tags, image))
+        self.one_sided = np.zeros((), dtype=np.uint64)
         super().__init__(library().domain(
-            pos.ctypes.data, self.num_own, num_points, image.ctypes.data, reach,
-            torch.get_num_threads()), "free_list")  # fmt: skip
+            pos.ctypes.data, tags.ctypes.data, self.num_own, num_points, image.ctypes.data, reach,
+            torch.get_num_threads(), self.one_sided.ctypes.data), "free_list")  # fmt: skip
         self.order = np.empty(self.num_own, dtype=np.int64)
         self.needed = np.empty(len(image), dtype=bool)
         library().describe_domain(self.pointer, self.order.ctypes.data, self.needed.ctypes.data)

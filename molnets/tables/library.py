@@ -50,7 +50,7 @@ SIGNATURES = {  # of functions that end with _f and _d
 COMMON_SIGNATURES = {
     "list_of": (pointer, [pointer, pointer, whole, real, whole, *[pointer] * 3, whole, whole]),
     "free_list": (None, [pointer]),
-    "domain": (pointer, [pointer, whole, whole, pointer, real, whole]),
+    "domain": (pointer, [pointer, pointer, whole, whole, pointer, real, whole, pointer]),
     "describe_domain": (None, [pointer] * 3),
     "give_rows": (None, [pointer, pointer, whole]),
     "is_symmetric": (whole, [pointer]),

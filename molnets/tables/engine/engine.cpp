@@ -254,10 +254,10 @@ void* list_of(const double* pos, const int64_t* samples, int64_t B, double cutof
 }
 void free_list(void* list) { delete static_cast<List*>(list); }
 // The list of a process's part of a system: see domain.h.
-void* domain(const double* pos, int64_t N, int64_t num_points, const int64_t* image, double reach,
-             int64_t threads) {
+void* domain(const double* pos, const int64_t* tags, int64_t N, int64_t num_points,
+             const int64_t* image, double reach, int64_t threads, uint64_t* one_sided) {
     List* list = new List;
-    Domain(*list, pos, N, num_points, image, reach, threads);
+    *one_sided = Domain(*list, pos, tags, N, num_points, image, reach, threads).one_sided;
     return list;
 }
 // The order of its own atoms, (N), and which copies others send something to, (num_points - N).
