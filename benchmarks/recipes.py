@@ -69,7 +69,7 @@ SEARCHES = {
          {"cutoff": 4.0, "gamma": 1.0, "rho_energy": 0.5}, {"weight_decay": 0.1},
          {"cutoff": 3.0}, {"cutoff": 3.5, "gamma": 1.0}, {"cutoff": 3.5, "dim_embedding": 32},
          {"cutoff": 2.5}, {"cutoff": 3.0, "num_train": 670},
-         {"cutoff": 3.5, "num_train": 670}],
+         {"cutoff": 3.5, "num_train": 670}, {"num_train": 670}],
     ),
     "schnet-molecule": Search(
         "schnet", "rmd17_ethanol.npz", 400, 300, 80.0,
@@ -83,9 +83,8 @@ SEARCHES = {
     ),
 }  # fmt: skip
 
-FINALS = [("painn-molecule", 8.0), ("schnet-molecule", 7.0), ("painn-bulk", 2.0),
-          ("painn-molecule", 13.0)]  # fmt: skip
-NUM_VALIDATION = {"rmd17_ethanol.npz": 50, "mlearn_Si.npz": 20}  # of the training frames
+FINALS = [("painn-molecule", 8.0), ("schnet-molecule", 5.0)]
+NUM_VALIDATION = {"rmd17_ethanol.npz": 50}  # of the training frames
 
 
 class Timed(Trainer):

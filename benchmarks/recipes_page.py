@@ -21,12 +21,11 @@ OWN = ("num_train", "seconds")  # of a trial: no part of a recipe
 STOPS = {
     "painn-molecule": "The data stop it, not capacity: new frames are much worse than those of the "
     "training, more frames help, and smaller networks do not hurt. What helps beside frames is a "
-    "shorter cutoff, to a point; of the two best, the one was taken that errs less with more "
-    "frames. Weight decay does little, then harm; energies that weigh more cost forces. The "
-    "largest norm of the gradient was not searched.",
-    "schnet-molecule": "New frames are worse than those of the training, by less than PaiNN's: data "
-    "and capacity both stop it. Only what the table names was searched: no width, depth, batch or "
-    "decay, and with one seed the first two lines may be equal.",
+    "shorter cutoff, to a point. Weight decay does little, then harm; energies that weigh more "
+    "cost forces. The largest norm of the gradient was not searched.",
+    "schnet-molecule": "New frames are worse than those of the training, less so than PaiNN's: "
+    "data and capacity both stop it. Only what the table names was searched: no width, depth, "
+    "batch or decay, and with one seed the first two lines may be equal.",
     "painn-bulk": "Errors in training are close to those on new frames: steps or capacity stop it. "
     "Longer trainings were not searched, nor cutoff, width and depth, nor SchNet: the recipe is "
     "the best of few lines.",
