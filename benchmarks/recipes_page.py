@@ -128,7 +128,7 @@ def _finals(rows: list[Row]) -> list[str]:
     cells = []
     for row in rows:
         force, energy = TARGETS.get(row["search"], (None, None))
-        aim = [f"{force:g} meV/Å"] * bool(force) + [f"{energy:g} meV"] * bool(energy)
+        aim = [f"{x:g} {unit}" for x, unit in ((force, "meV/Å"), (energy, "meV")) if x]
         test = row["test"]
         cells.append([
             row["search"].split("-")[0], row["recipe"], f"{row['num_train']} / {test['frames']}",
