@@ -194,8 +194,8 @@ def test_page_follows_the_numbers():
     found = copy.deepcopy(numbers())
     best = min(found["trials"], key=lambda row: row["judged"]["force_mae"])
     best["judged"]["force_mae"] = 0.00123
-    assert re.search(r"\| 1\.23 \|", page(found, SEARCHES))
-    assert not re.search(r"\| 1\.23 \|", page(numbers(), SEARCHES))
+    assert re.search(r" 1\.23 ", page(found, SEARCHES))
+    assert not re.search(r" 1\.23 ", page(numbers(), SEARCHES))
 
 
 def test_recipes_were_tested_as_they_are():
