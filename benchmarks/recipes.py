@@ -161,18 +161,21 @@ def run_search(name: str) -> None:
 def run_final(name: str, minutes: float) -> None:
     """Train by the recipe on all training frames, and test."""
     search, found = SEARCHES[name], numbers()
-    if (name, minutes) in [(row["search"], row["seconds"] / 60) for row in found["finals"]]:
-        return
     data, frames = training_frames(search)
+    recipe = recipes.choose(data)
+    done = [(row["search"], row["seconds"] / 60) for row in found["finals"]
+            if not row["changes"]]  # fmt: skip
+    if (name, minutes) in done:
+        return
     num_validation = NUM_VALIDATION[search.file]
     parts = {"train": frames[num_validation:], "validation": frames[:num_validation],
              "test": (data.split == 1).nonzero().flatten()}  # fmt: skip
-    values = recipes.values_of(recipes.choose(data), search.network)
+    values = recipes.values_of(recipe, search.network)
     with tempfile.TemporaryDirectory() as out:
         row = trained(name, {**values, "seconds": 60 * minutes}, data, parts, Path(out))
     row["machine"] = f"{platform.machine()}, torch {torch.__version__}"
     found = numbers()
-    found["finals"].append({"recipe": recipes.choose(data)} | row)
+    found["finals"].append({"recipe": recipe, "changes": {}} | row)
     write_json(found, NUMBERS)
     print(name, minutes, row["epochs"], row["train"], row["test"], flush=True)
 

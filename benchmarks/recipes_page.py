@@ -22,7 +22,9 @@ STOPS = {
     "painn-molecule": "The data stop it, not capacity: new frames are much worse than those of the "
     "training, more frames help, and smaller networks do not hurt. What helps beside frames is a "
     "shorter cutoff, to a point. Weight decay does little, then harm; energies that weigh more "
-    "cost forces. The largest norm of the gradient was not searched.",
+    "cost forces. The largest norm of the gradient was not searched. The recipe keeps the default "
+    "cutoff: with all frames a shorter one gains nothing (last table), and beyond 3.5 Å lies what "
+    "molecules do to each other.",
     "schnet-molecule": "New frames are worse than those of the training, less so than PaiNN's: "
     "data and capacity both stop it. Only what the table names was searched: no width, depth, "
     "batch or decay, and with one seed the first two lines may be equal.",
@@ -32,8 +34,7 @@ STOPS = {
 }
 MANY = (
     "The recipe `molecules` was not searched: there were no frames of many molecules. It takes "
-    "what was found on one, all but the cutoff, which stays the default: a small molecule does "
-    "not show what lies farther away."
+    "what was found on one."
 )
 Row = dict[str, Any]
 
@@ -81,6 +82,11 @@ def _trials(search: Any, rows: list[Row]) -> list[str]:
     return [intro, "", *table(head, cells)]
 
 
+def _recipe(row: Row) -> str:
+    """Return a recipe's name, and what was changed of it."""
+    return row["recipe"] + (f"; {_change(row['changes'])}" if row["changes"] else "")
+
+
 def _change(changes: dict[str, float]) -> str:
     return ", ".join(f"{name} {x:g}" for name, x in changes.items()) or "**nothing: the base**"
 
@@ -119,7 +125,7 @@ def _value(row: Row, lever: str) -> float:
 
 
 def _finals(rows: list[Row]) -> list[str]:
-    """Return the recipes on the test frames."""
+    """Return the recipes, and changes of them, on the test frames."""
     if not rows:
         return []
     head = ["", "recipe", "frames: training / test", "minutes of one core", "epochs",
@@ -131,14 +137,15 @@ def _finals(rows: list[Row]) -> list[str]:
         aim = [f"{x:g} {unit}" for x, unit in ((force, "meV/Å"), (energy, "meV")) if x]
         test = row["test"]
         cells.append([
-            row["search"].split("-")[0], row["recipe"], f"{row['num_train']} / {test['frames']}",
+            row["search"].split("-")[0], _recipe(row), f"{row['num_train']} / {test['frames']}",
             f"{row['seconds'] / 60:g}", str(row["epochs"]), f"{MEV * test['force_mae']:.2f}",
             f"{MEV * test['energy_mae']:.2f}", f"{MEV * test['energy_per_atom_mae']:.2f}",
             f"{MEV * row['train']['force_mae']:.2f}", ", ".join(aim) or "–",
         ])  # fmt: skip
     text = (
-        "The recipes that `molnets train` takes, seed 0, on all training frames but those that "
-        "choose the weights, and tested once. The aims are for half an hour on two cores."
+        "The recipes that `molnets train` takes, or changes of them, seed 0, on all training "
+        "frames but those that choose the weights, and tested once. The aims are for half an hour "
+        "on two cores."
     )
     last = f"{rows[0]['threads']} thread, {rows[0]['machine']}."
     return ["## On the test frames", "", text, "", *table(head, cells), last, ""]

@@ -200,7 +200,8 @@ def test_page_follows_the_numbers():
 
 def test_recipes_were_tested_as_they_are():
     """The settings and sizes of the last test of a recipe are those that it has now."""
-    last = {(row["recipe"], row["search"].split("-")[0]): row for row in numbers()["finals"]}
+    own = [row for row in numbers()["finals"] if not row["changes"]]
+    last = {(row["recipe"], row["search"].split("-")[0]): row for row in own}
     assert last
     for (name, network), row in last.items():
         for key, value in recipes.values_of(name, network).items():

@@ -72,7 +72,7 @@ def attach(
         ValueError: for other units, no box, another number of types, an element that the model has
             never seen, or a pair style besides.
     """
-    from mpi4py import MPI  # noqa: F401, before LAMMPS needs MPI's library
+    from mpi4py import MPI
 
     expect_positive("skin", skin)
     units = lmp.extract_global("units")
@@ -84,8 +84,9 @@ def attach(
     expect(len(given) == num_types, "species", f"{num_types} elements, one for each type", given)
     expect(all(0 < z < NUM_ELEMENTS for z in given), "species", "atomic numbers", given)
     _expect_settings(lmp)
-    force_field = agreed(lmp.get_mpi_comm(), lambda: ForceField(
-        lmp, DrivenModel(model_or_checkpoint, skin), given, skin))  # fmt: skip
+    comm = lmp.get_mpi_comm() or MPI.COMM_SELF
+    force_field = agreed(comm, lambda: ForceField(
+        lmp, comm, DrivenModel(model_or_checkpoint, skin), given))  # fmt: skip
     reach, cutoff = force_field.reach, force_field.potential.cutoff
     for command in (
         f"pair_style zero {cutoff:.17g}", "pair_coeff * *", f"neighbor {skin:.17g} bin",
@@ -107,17 +108,17 @@ class ForceField:
         num_calls, num_builds: how many times forces and lists were computed.
     """
 
-    def __init__(self, lmp: lammps, driven: DrivenModel, species: list[int], skin: float) -> None:
+    def __init__(self, lmp: lammps, comm: Comm, driven: DrivenModel, species: list[int]) -> None:
         from mpi4py import MPI
 
-        self.lmp, self.comm, self._sent = lmp, lmp.get_mpi_comm(), 0
+        self.lmp, self.comm, self._sent = lmp, comm, 0
         self._in_place, self._any = MPI.IN_PLACE, MPI.LOR
-        self.potential, self.skin = driven.model, skin
+        self.potential, self.skin = driven.model, driven.graph.skin
         self.species = np.array([0, *species])  # types count from 1
         driven.expect_elements(self.species[1:], "species")
         network, like = self.potential.network, torch.empty(0, dtype=driven.dtype)
         self.exchanges_rows = hasattr(network, "applies") and network.applies(like)
-        self._way: Way = (ByRows if self.exchanges_rows else ByShell)(network, skin, self.comm)
+        self._way: Way = (ByRows if self.exchanges_rows else ByShell)(network, self.skin, comm)
         if not self.exchanges_rows and self.comm.rank == 0:
             print(f"{type(network).__name__} without splines: each process computes all atoms "
                   f"within {self._way.hops} cutoffs of its own.", file=sys.stderr)  # fmt: skip

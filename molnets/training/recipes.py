@@ -42,17 +42,13 @@ class Recipe:
 
 
 MOLECULE = {
-    "painn": {"batch_size": 5, "lr": 3e-3, "rho_energy": 0.05, "gamma": 4.0, "cutoff": 3.5},
+    "painn": {"batch_size": 5, "lr": 3e-3, "rho_energy": 0.05, "gamma": 4.0},
     "schnet": {"batch_size": 5, "lr": 1e-3, "rho_energy": 0.05, "gamma": 1.0},
-}
-MOLECULES = {  # without the cutoff: what lies beyond a small molecule's may matter in others
-    network: {name: x for name, x in values.items() if name != "cutoff"}
-    for network, values in MOLECULE.items()
 }
 BULK = {"painn": {"batch_size": 2, "lr": 1e-3, "gamma": 4.0}}
 RECIPES = {
     "molecule": Recipe("frames of one molecule", MOLECULE),
-    "molecules": Recipe("several molecules, not searched: as for one", MOLECULES),
+    "molecules": Recipe("several molecules, not searched: as for one", MOLECULE),
     "bulk": Recipe("periodic frames", BULK),
 }
 NAMES = (AUTO, *RECIPES, NONE)
