@@ -1,6 +1,6 @@
 """LAMMPS with the network on one and two processes, beside the calculator of ASE and pair styles.
 
-    python -m benchmarks.lammps [--runs 3] [--largest]
+    python -m benchmarks.lammps [--runs 3] [--others] [--agreement] [--largest]
 
 Measures, adds to lammps.json, and writes lammps.md from it. One process has one thread. Runs follow
 each other, and in each one all cases are measured in turn, each in new processes.
@@ -35,10 +35,6 @@ PAIR_STYLES = {  # name: the style; its coefficients, and its cutoff in Å, of e
     "Stillinger-Weber": ("sw;{}/Si.sw Si", 3.77),
     "Tersoff": ("tersoff;{}/SiC.tersoff Si", 3.0),
     "SNAP, 2J = 8": ("snap;{0}/Si_Zuo_JPCA2020.snapcoeff {0}/Si_Zuo_JPCA2020.snapparam Si", 4.9),
-    "SNAP, 2J = 8, quadratic": (
-        "snap;{0}/Si_Zuo_JPCA2020.quadratic.snapcoeff {0}/Si_Zuo_JPCA2020.quadratic.snapparam Si",
-        4.8,
-    ),
 }
 
 
@@ -55,11 +51,17 @@ def measure(forces: str, cells: int, ranks: int = 1) -> dict:
 
 
 def one_run() -> list[dict]:
-    """Return all cases, measured in turn."""
+    """Return the network's cases, measured in turn."""
     found = []
     for cells in (4, 8, 16):
         found.append(measure("calculator", cells))
         found += [measure("network", cells, ranks) for ranks in (1, 2)]
+    return found
+
+
+def pair_styles() -> list[dict]:
+    """Return what LAMMPS' own potentials take, after the network once more."""
+    found = [measure("network", 8, ranks) for ranks in (1, 2)]
     for name, (style, _) in PAIR_STYLES.items():
         for ranks in (1, 2):
             found.append(measure(style.format(POTENTIALS), 8, ranks) | {"forces": name})
@@ -77,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=0, help="how many to add")
     parser.add_argument("--largest", action="store_true", help="a million atoms, anew")
+    parser.add_argument("--others", action="store_true", help="pair styles of LAMMPS, anew")
     parser.add_argument("--agreement", action="store_true", help="deviations, anew")
     options = parser.parse_args()
     path = HERE / "lammps.json"
@@ -86,6 +89,8 @@ def main() -> None:
         path.write_text(json.dumps(data, indent=1))
     if options.largest:
         data["largest"] = measure("network", LARGEST, 2)
+    if options.others:
+        data["others"] = pair_styles()
     if options.agreement:
         data["agreement"] = [measure(dtype, cells, ranks) for dtype in ("float64", "float32")
                              for cells in (4, 8) for ranks in (1, 2)]  # fmt: skip

@@ -77,7 +77,14 @@ def weights_of(data: str, name: str) -> Path:
 
 def train_near(runs: Path) -> None:
     """Train the SchNet that sees 3 Å only."""
-    flags = [*COMMON["ethanol"][1:], "--minutes=2", "--cutoff=3", "--gamma=4", "--lr=0.001"]
+    flags = [
+        *COMMON["ethanol"][1:],
+        "--recipe=none",
+        "--minutes=2",
+        "--cutoff=3",
+        "--gamma=4",
+        "--lr=0.001",
+    ]
     if not (runs / "near" / "metrics.json").exists():
         molnets(["train", str(DATA / "rmd17_ethanol.npz"), "--out", str(runs / "near"), *flags])
     slim(runs / "near" / "best.pt", KEPT / "ethanol_near.pt")
@@ -89,7 +96,7 @@ def train(runs: Path, name: str) -> None:
     if not files["cluster"].exists():
         cluster_data(files["cluster"])
     for data, file in files.items():
-        out, flags = runs / f"{data}_{name}", [*COMMON[data], *OWN[data, name]]
+        out, flags = runs / f"{data}_{name}", [*COMMON[data], "--recipe=none", *OWN[data, name]]
         if not (out / "metrics.json").exists():
             molnets(["train", str(file), "--out", str(out), "--network", name, *flags])
         slim(out / "best.pt", weights_of(data, name))

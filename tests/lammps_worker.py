@@ -5,6 +5,7 @@
 writes to OUT what each case found: deviations, relative to the largest number, and counts.
 """
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -19,7 +20,8 @@ from mpi4py import MPI
 
 from molnets.checkpoint import Card
 from molnets.coupling.ase import ModelCalculator
-from molnets.coupling.lammps import attach
+from molnets.coupling.lammps import ForceField, attach
+from molnets.edges import Edges
 from molnets.networks import build
 from molnets.potential import Potential
 
@@ -75,33 +77,36 @@ def start(atoms, model, boundary="p p p", before=()):
     force_field = attach(lmp, model, ELEMENTS, skin=SKIN)
     for command in ("timestep 0.001", "thermo_modify norm no", "compute each all pe/atom fix",
                     "compute sum all reduce sum c_each",
+                    "compute stress all stress/atom NULL fix",
                     "compute p all pressure NULL virial fix"):  # fmt: skip
         lmp.command(command)
     return lmp, force_field
 
 
 def gathered(lmp):
-    """Return the atoms as they are, in the order of their IDs, and LAMMPS' forces."""
+    """Return the atoms as they are, in the order of their IDs, and what LAMMPS has of each."""
     num, arrays = lmp.extract_setting("nlocal"), lmp.numpy
     names = {"id": 1, "type": 1, "x": 3, "f": 3}
     own = {name: arrays.extract_atom(name, nelem=num, dim=dim).copy() if num else
            np.empty((0, dim) if dim > 1 else 0) for name, dim in names.items()}  # fmt: skip
+    own["stress"] = np.array(arrays.extract_compute("stress", 1, 2)[:num]).reshape(num, 6)
     parts = COMM.allgather(own)
-    all_of = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    all_of = {name: np.concatenate([part[name] for part in parts]) for name in own}
     order = all_of["id"].argsort()
     all_of = {name: x[order] for name, x in all_of.items()}
     low, high, xy, yz, xz, periodic, _ = lmp.extract_box()
     a, b, c = np.subtract(high, low)
     numbers = np.array(ELEMENTS)[all_of["type"].astype(int) - 1]
     return Atoms(numbers, all_of["x"], cell=[[a, 0, 0], [xy, b, 0], [xz, yz, c]],
-                 pbc=[bool(p) for p in periodic]), all_of["f"]  # fmt: skip
+                 pbc=[bool(p) for p in periodic]), all_of  # fmt: skip
 
 
 def deviations(lmp, model):
     """Return by how much energy, forces, energies of atoms and stress are off now."""
     energy, atom_energies = lmp.get_thermo("pe"), lmp.extract_compute("sum", 0, 0)
     pressure = np.array(lmp.numpy.extract_compute("p", 0, 1))[[0, 1, 2, 5, 4, 3]]
-    atoms, forces = gathered(lmp)
+    atoms, of_atoms = gathered(lmp)
+    forces = of_atoms["f"]
     atoms.calc = ModelCalculator(model)
     expected, rms = atoms.get_forces(), np.sqrt((atoms.get_forces() ** 2).mean())
     found = {
@@ -112,9 +117,30 @@ def deviations(lmp, model):
         "eV/Å": abs(forces - expected).max(),
     }
     if atoms.pbc.all():
-        stress = atoms.get_stress()
+        stress, virials = atoms.get_stress(), virials_of(atoms, model)
         found["stress"] = abs(-pressure / BAR - stress).max() / abs(stress).max()
+        given = of_atoms["stress"][:, [0, 1, 2, 5, 4, 3]] / BAR
+        found["atom_stress"] = abs(given - virials).max() / abs(virials).max()
     return found
+
+
+def virials_of(atoms, model):
+    """Return the atoms' shares of the virial by the plain network, in ASE's order, (N, 6)."""
+    z, pos = torch.tensor(atoms.numbers).view(-1, 1), torch.tensor(atoms.positions)
+    cells, batch = (
+        torch.tensor(atoms.cell.array).unsqueeze(0),
+        torch.zeros(len(z), dtype=torch.int64),
+    )
+    model = Potential(model.network, float(model.scale)).double()
+    index, vector = model.graph.edges(pos, batch, cells, True)
+    vector = vector.detach().requires_grad_()
+    energy = model.scale * model.network.atomic_energies(z.double(), Edges(index, vector)).sum()
+    (pull,) = torch.autograd.grad(energy, vector)
+    each = 0.5 * (vector.detach().unsqueeze(2) * pull.unsqueeze(1)).view(-1, 9)
+    share = torch.zeros(len(z), 9, dtype=torch.float64).index_add(0, index[0], each)
+    share = share.index_add(0, index[1], each).view(-1, 3, 3)
+    share = (share + share.transpose(1, 2)) / 2
+    return share[:, [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]].numpy()
 
 
 def agreement(atoms, kind, dtype=torch.float64, boundary="p p p", before=()):
@@ -258,7 +284,42 @@ def refused():
     return messages
 
 
+def broken():
+    """What a script must not do behind the model's back: the first error of each, one process."""
+    if COMM.size > 1:
+        return {}
+    hot = ["velocity all scale 9000", "timestep 0.002"]
+    cases = {
+        "once": ["neigh_modify once yes", *hot, "run 60"],
+        "include": ["group g id 1", "atom_modify first g", "neigh_modify include g", *hot,
+                    "run 60"],
+        "delay": ["neigh_modify delay 5", "run 0"],
+        "respa": ["run_style respa 2 2", "run 2"],
+        "pair style": ["run 0", "pair_style lj/cut 3", "pair_coeff * * 0.05 2", "run 2"],
+        "copies of a group": ["group g type 1", "atom_modify first g", "comm_modify group g",
+                              "run 0"],
+        "short": ["pair_style zero 2.0", "pair_coeff * *", "comm_modify cutoff 1.0", "run 0"],
+        "skin": ["neighbor 2.0 bin", *hot, "run 60"],
+        "right": ["neighbor 0.2 bin", *hot, "run 60"],
+    }  # fmt: skip
+    end, found = ForceField.end, {}
+    for name, commands in cases.items():
+        errors = []
+        ForceField.end = lambda self, why, errors=errors: errors.append(
+            why.strip().splitlines()[-1]
+        )
+        lmp, _ = start(crystal((3, 3, 3)), potential(), before=["atom_modify sort 0 0"])
+        with contextlib.suppress(Exception if name != "right" else ()):  # end ends nothing here
+            for command in ("velocity all create 600 1 loop geom", "fix move all nve", *commands):
+                lmp.command(command)
+        found[name] = errors[0] if errors else ""
+        lmp.close()
+    ForceField.end = end
+    return found
+
+
 CASES = {
+    "broken": broken,
     "refused": refused,
     "schnet": lambda: agreement(crystal((4, 4, 4)), "schnet"),
     "painn": lambda: agreement(crystal((4, 4, 4)), "painn"),

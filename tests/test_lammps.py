@@ -27,7 +27,7 @@ pytest.importorskip("mpi4py", reason="mpi4py is an extra: pip install '.[lammps]
 HERE = Path(__file__).parent
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
 RANKS = [1, 2, pytest.param(4, marks=pytest.mark.slow)]
-DEVIATIONS = "energy", "atom_energies", "forces", "stress"
+DEVIATIONS = "energy", "atom_energies", "forces", "stress", "atom_stress"
 
 FOUND: dict[int, dict] = {}
 
@@ -177,6 +177,27 @@ def test_what_is_wrong_is_an_error_before_the_first_step(found):
 
 
 @pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("once", "neigh_modify, neighbor: expected atoms that move by less than half the skin"),
+        ("include", "neigh_modify, neighbor: expected atoms that move by less than half the skin"),
+        ("delay", "neigh_modify: expected every 1 delay 0"),
+        ("respa", "run_style: expected verlet, got respa of 2 levels"),
+        ("pair style", "pair_style: expected none, since the model gives the forces, got lj/cut"),
+        ("copies of a group", "atoms: expected copies of all atoms near by"),
+        ("short", "atoms: expected copies of all atoms near by"),
+        ("skin", "neigh_modify, neighbor: expected atoms that move by less than half the skin"),
+    ],
+)
+def test_what_a_script_must_not_do_is_noticed(found, name, expected):
+    """Each of these gave wrong forces, or none, without a word."""
+    if found["ranks"] > 1:
+        pytest.skip("asked of one process")
+    assert f"ValueError: {expected}" in found["broken"][name]
+    assert found["broken"]["right"] == ""  # control
+
+
+@pytest.mark.parametrize(
     ("species", "more", "expected"),
     [
         (["Si", "C"], "", "species: expected elements of the training"),
@@ -196,8 +217,6 @@ def test_what_is_wrong_is_said_once(tmp_path, species, more, expected):
     ("more", "expected"),
     [
         ("neigh_modify delay 5", "neigh_modify: expected every 1 delay 0"),
-        ("if 1 then 'pair_style lj/cut 3' 'pair_coeff * * 1 1'",
-         "pair_style: expected none, since the model gives the forces, got lj/cut"),
         ("set atom 1 x 0.1 y 0.1 z 0.1\nset atom 2 x 0.1 y 0.1 z 0.1",
          "pos: expected distinct positions"),
     ],
@@ -216,6 +235,17 @@ def test_a_script_is_split_behind_the_command_that_makes_the_box(tmp_path, monke
     before, after = split(Path("in.lmp"))
     assert before.endswith("create_box 1 &\n  b\n") and before.startswith("units metal")
     assert after == "mass 1 1\nrun 1\n"
+    Path("in.lmp").write_text("read_data a\nmass * 1\nreplicate 2 1 1\ninclude box.lmp\nrun 1\n")
+    assert split(Path("in.lmp")) == ("read_data a\nmass * 1\nreplicate 2 1 1\n",
+                                     "include box.lmp\nrun 1\n")  # fmt: skip
+    Path("in.lmp").write_bytes(b"# caf\xe9\ninclude 'box.lmp'\r\n")
+    before, _ = split(Path("in.lmp"))
+    assert before.encode(errors="surrogateescape").startswith(b"# caf\xe9\nregion")
+    Path("in.lmp").write_text("include later.lmp\ncreate_box 1 b\n")  # made by the script itself
+    assert split(Path("in.lmp"))[0].startswith("include later.lmp\n")
+    Path("in.lmp").write_text("create_box 1 b\nrun 1\nreplicate 2 1 1\n")
+    with pytest.raises(ValueError, match="script: expected the box, replicated or not, before"):
+        split(Path("in.lmp"))
     Path("in.lmp").write_text("units metal\nrun 1\n")
     with pytest.raises(ValueError, match="script: expected a command that makes the box"):
         split(Path("in.lmp"))
@@ -239,3 +269,18 @@ def test_images_are_found_by_their_tags():
     images = images_of(np.array([7, 3, 5, 3, 9, 7, 5]), 3)
     assert images.tolist() == [1, -1, 0, 2]
     assert images_of(np.array([4, 2]), 0).tolist() == [-1, -1]
+
+
+def test_an_error_on_one_process_alone_ends_all_and_is_said(tmp_path):
+    """One process finds no checkpoint where the others do, as on another machine's disk."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+    (tmp_path / "there" / "best.pt").unlink()
+    call = [sys.executable, "-m", "molnets", "lammps", "best.pt", "in.lmp", "Si", "Ge"]
+    parts = [["-n", "1", "-wdir", tmp_path / name, *call] for name in ("here", "there")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run([MPIEXEC, *parts[0], ":", *parts[1]], env=environment, text=True,
+                          capture_output=True, timeout=120)  # fmt: skip
+    assert done.returncode and done.stderr.count("molnets: ") == 1
+    assert "process 1: FileNotFoundError" in done.stderr

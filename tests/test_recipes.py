@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from dataclasses import fields, replace
 
 import pytest
 import torch
-from frames import CELL, FLAGS, dataset, npz, of_sizes
+from frames import CELL, FLAGS, ROOT, dataset, npz, of_sizes
 
+from benchmarks.recipes import SEARCHES, numbers
+from benchmarks.recipes_page import page
 from molnets import checkpoint
 from molnets.checkpoint import UNKNOWN
 from molnets.command import main, run
@@ -177,3 +181,28 @@ def test_wrong_value_that_is_given_is_named(tmp_path, monkeypatch):
                                      *FLAGS, "--batch-size=0"])  # fmt: skip
     with pytest.raises(SystemExit, match=r"batch_size: expected 1 to 16, .*, got 0"):
         main()
+
+
+# The page
+
+
+def test_page_is_that_of_the_numbers():
+    assert (ROOT / "benchmarks" / "recipes.md").read_text() == page(numbers(), SEARCHES)
+
+
+def test_page_follows_the_numbers():
+    found = copy.deepcopy(numbers())
+    best = min(found["trials"], key=lambda row: row["judged"]["force_mae"])
+    best["judged"]["force_mae"] = 0.00123
+    assert re.search(r" 1\.23 ", page(found, SEARCHES))
+    assert not re.search(r" 1\.23 ", page(numbers(), SEARCHES))
+
+
+def test_recipes_were_tested_as_they_are():
+    """The settings and sizes of the last test of a recipe are those that it has now."""
+    own = [row for row in numbers()["finals"] if not row["changes"]]
+    last = {(row["recipe"], row["search"].split("-")[0]): row for row in own}
+    assert last
+    for (name, network), row in last.items():
+        for key, value in recipes.values_of(name, network).items():
+            assert (row["settings"] | row["sizes"])[key] == value, (name, network, key)

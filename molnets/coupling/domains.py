@@ -20,16 +20,17 @@ from torch import Tensor, nn
 from molnets.checks import expect
 from molnets.coupling.halo import Halo
 from molnets.edges import Edges, Graph
-from molnets.tables import Domain, DomainPasses
+from molnets.tables import Domain, DomainPasses, tables_apply
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
+ALMOST = 1 - 1e-8  # so that no distance of a perfect lattice lies exactly at the end of a list
 LONGEST_CHAIN = 16  # edges that a network is probed with
 
 
 class Way(Protocol):
-    """How energies, (N,), forces, (N, 3), and a share of the virial, (3, 3), are computed."""
+    """How energies, (N,), forces, (N, 3), and virials of atoms, (N, 3, 3), are computed."""
 
     reach: float  # how far from own atoms copies are needed
     halo: Halo | None  # the exchange, once there is one
@@ -50,7 +51,8 @@ class ByRows:
 
     def build(self, num_own: int, tags: np.ndarray, pos: np.ndarray) -> None:  # noqa: D102
         image = images_of(tags, num_own)
-        self._domain = domain = Domain(pos, image, self.reach + self.skin)
+        self._domain = domain = Domain(pos, tags, image, ALMOST * (self.reach + self.skin))
+        expect_all_copies(self.comm, domain)
         wanted, first, copy_of = np.unique(
             tags[num_own:][domain.needed], return_index=True, return_inverse=True
         )
@@ -77,10 +79,14 @@ class ByShell:
         self.network, self.comm, self.halo = network, comm, None
         self.dtype = next(network.parameters()).dtype
         self.hops = hops_of(network)
-        self.reach, self.graph = self.hops * network.cutoff, Graph(network.cutoff, skin)
+        self.reach, self.skin = self.hops * network.cutoff, skin
+        self.graph = Graph(network.cutoff, skin)
 
     def build(self, num_own: int, tags: np.ndarray, pos: np.ndarray) -> None:  # noqa: D102
         image = images_of(tags, num_own)
+        if tables_apply(torch.device("cpu"), torch.float64):  # the search is compiled
+            reach = ALMOST * (self.reach + self.skin)
+            expect_all_copies(self.comm, Domain(pos, tags, image, reach))
         wanted, copy_of = np.unique(tags[num_own:][image < 0], return_inverse=True)
         self.halo = Halo(self.comm, tags[:num_own], np.arange(num_own), wanted)
         self._row = np.concatenate([np.arange(num_own), image])
@@ -89,8 +95,8 @@ class ByShell:
 
     def compute(self, z: np.ndarray, pos: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         N = self._num_own
-        energy, virial = torch.zeros(N, dtype=self.dtype), torch.zeros(3, 3, dtype=self.dtype)
-        forces = torch.zeros(self._num_rows, 3, dtype=self.dtype)
+        energy = torch.zeros(N, dtype=self.dtype)
+        results = torch.zeros(self._num_rows, 12, dtype=self.dtype)  # forces, and virials by halves
         if N:
             x = torch.from_numpy(pos - pos[:N].mean(axis=0)).to(self.dtype)
             edges = self.graph.edges(x, torch.zeros(len(x), dtype=torch.int64))
@@ -100,10 +106,20 @@ class ByShell:
                 energy = self.network.atomic_energies(column, Edges(edges.index, vector))[:N]
                 (pull,) = torch.autograd.grad(energy.sum(), vector)
             j, i = torch.from_numpy(self._row)[edges.index]
-            forces.index_add_(0, i, pull).index_add_(0, j, -pull)
-            energy, virial = energy.detach(), vector.detach().T @ pull
-        self.halo.give_back(forces.numpy())
-        return energy.ravel(), forces[:N], virial
+            half = (0.5 * vector.detach().unsqueeze(2) * pull.unsqueeze(1)).flatten(1)  # (E, 9)
+            results.index_add_(0, i, torch.cat([pull, half], dim=1))
+            results.index_add_(0, j, torch.cat([-pull, half], dim=1))
+            energy = energy.detach()
+        self.halo.give_back(results.numpy())
+        return energy.ravel(), results[:N, :3], results[:N, 3:].view(-1, 3, 3)
+
+
+def expect_all_copies(comm: Comm, domain: Domain) -> None:
+    """Expect that whoever sees an atom is seen by it; called by all processes together."""
+    total = np.zeros((), dtype=np.uint64)
+    comm.Allreduce(domain.one_sided, total)
+    expected = "copies of all atoms near by; comm_modify, neigh_modify and pair_style decide which"
+    expect(total == 0, "atoms", expected, "others: one process sees a pair that another does not")
 
 
 def hops_of(network: nn.Module) -> int:

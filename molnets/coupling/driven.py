@@ -121,9 +121,9 @@ def expect_finite(**results: NDArray[np.float64]) -> None:
         FloatingPointError: if one of them is not finite.
     """
     for name, values in results.items():
-        wrong = np.argwhere(~np.isfinite(values))
-        if len(wrong):
-            at = int(wrong[0, 0])
+        finite = np.isfinite(values)
+        if not finite.all():
+            at = int(np.argwhere(~finite)[0, 0])
             got = f"{values[at].tolist()} at {at}"
             raise FloatingPointError(f"{name}: expected finite numbers, got {got}")
 

@@ -22,6 +22,11 @@ of 8,000 atoms, 32: 58, 64: 48); sums across a register by halves, not in turn, 
 of the way back; splines of degree 5, which need 384 intervals where cubic ones needed 2048. The
 plain networks are the fallback where there is no compiler.
 
+What limits it: of SchNet on 8,000 atoms in bulk (one thread, by perf), sums over neighbours take
+about 28 % forward and 36 % back, dense layers 26 %, the search 8 %. An edge reads eight registers
+for seven multiply-adds of one register's width: splines of 64 intervals, which stay in the nearest
+cache, would save 3 % against 384, two partial sums side by side 1 to 2 %.
+
 What is named here is all that other rooms use.
 """
 

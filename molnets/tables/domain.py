@@ -31,20 +31,25 @@ class Domain(Native):
 
     Args:
         pos: positions, own atoms first, (N + C, 3), float64, finite.
+        tags: a number for each atom, which its copies have too, (N + C,).
         image: the own atom that each copy is one of, (C,), or -1 for those of other processes.
         reach: how far edges are looked for; complete where copies reach as far beyond own atoms.
 
     Attributes:
         order: the own atom that each of the first N rows belongs to, (N,).
         needed: whether own atoms have edges to a copy that is not of their own, (C,).
+        one_sided: a number, whose sum over all processes, modulo 2^64, is 0 if each edge j -> i has
+            its reverse i -> j where j is at home: else copies are missing.
     """
 
-    def __init__(self, pos: np.ndarray, image: np.ndarray, reach: float) -> None:
+    def __init__(self, pos: np.ndarray, tags: np.ndarray, image: np.ndarray, reach: float) -> None:
         self.num_own, num_points = len(pos) - len(image), len(pos)
-        pos, image = np.ascontiguousarray(pos), np.ascontiguousarray(image, dtype=np.int64)
+        pos = np.ascontiguousarray(pos)
+        tags, image = (np.ascontiguousarray(x, dtype=np.int64) for x in (tags, image))
+        self.one_sided = np.zeros((), dtype=np.uint64)
         super().__init__(library().domain(
-            pos.ctypes.data, self.num_own, num_points, image.ctypes.data, reach,
-            torch.get_num_threads()), "free_list")  # fmt: skip
+            pos.ctypes.data, tags.ctypes.data, self.num_own, num_points, image.ctypes.data, reach,
+            torch.get_num_threads(), self.one_sided.ctypes.data), "free_list")  # fmt: skip
         self.order = np.empty(self.num_own, dtype=np.int64)
         self.needed = np.empty(len(image), dtype=bool)
         library().describe_domain(self.pointer, self.order.ctypes.data, self.needed.ctypes.data)
@@ -74,9 +79,10 @@ class DomainPasses:
     def __call__(
         self, domain: Domain, z: np.ndarray, pos: np.ndarray, fetch: Fetch | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return energies, (N,), and forces, (N, 3), of own atoms, and their virial, (3, 3).
+        """Return energies, (N,), forces, (N, 3), and virials of own atoms, (N, 3, 3).
 
-        Sums over all processes give the whole system's.
+        A pair's virial r ⊗ ∂E/∂r belongs to both of its atoms, by halves. Sums over all processes
+        give the whole system's.
 
         Args:
             domain: the edges; rows have been given to copies.
@@ -95,10 +101,12 @@ class DomainPasses:
         distinct = network.find(self.work, pos, domain.start, domain, cutoff, threads)
         expect(distinct, "pos", "distinct positions", "two atoms in one place")
         with _Exchange(network, self.work, domain.num_rows, fetch):
-            energy, forces, virial = network.energies(
-                self.work, x, domain.start, threads, virial=True
-            )
-        return energy[: domain.num_own], forces[: domain.num_own], virial[0]
+            energy, forces, _ = network.energies(self.work, x, domain.start, threads)
+        virials = torch.empty(domain.num_own, 3, 3, dtype=network.dtype)
+        getattr(library(), f"virials_of_atoms_{network.precision}")(
+            network.pointer, self.work.pointer, threads, virials.data_ptr()
+        )
+        return energy[: domain.num_own], forces[: domain.num_own], virials
 
     def _embedded(self, z: np.ndarray) -> Tensor:
         if self._z is None or not np.array_equal(z, self._z):

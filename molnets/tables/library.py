@@ -35,6 +35,7 @@ SIGNATURES = {  # of functions that end with _f and _d
     "find": (whole, [pointer, pointer, whole, pointer, whole, pointer, real, real, whole, whole]),
     "set_exchange": (None, [pointer, pointer]),
     "energies": (whole, [pointer, pointer, pointer, pointer, *[whole] * 3, *[pointer] * 3]),
+    "virials_of_atoms": (None, [pointer, pointer, whole, pointer]),
     "gradients": (None, [*[pointer] * 6, whole, whole, *[pointer] * 3]),
     "update": (None, [pointer, pointer, pointer, whole]),
     "filters": (pointer, [pointer] * 5),
@@ -49,7 +50,7 @@ SIGNATURES = {  # of functions that end with _f and _d
 COMMON_SIGNATURES = {
     "list_of": (pointer, [pointer, pointer, whole, real, whole, *[pointer] * 3, whole, whole]),
     "free_list": (None, [pointer]),
-    "domain": (pointer, [pointer, whole, whole, pointer, real, whole]),
+    "domain": (pointer, [pointer, pointer, whole, whole, pointer, real, whole, pointer]),
     "describe_domain": (None, [pointer] * 3),
     "give_rows": (None, [pointer, pointer, whole]),
     "is_symmetric": (whole, [pointer]),

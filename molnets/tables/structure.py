@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+from itertools import chain
+from operator import getitem, is_
 from typing import NamedTuple
 
 import numpy as np
@@ -220,17 +222,23 @@ class Watch:
         self._parameters = [module._parameters for module in modules if module._parameters]
         self._buffers = [module._buffers for module in modules if module._buffers]
         self._dicts = [module.__dict__ for module in modules]
-        self._plain = [(d, name) for d in self._dicts for name in ATTRIBUTES
-                       if name in d]  # fmt: skip
+        plain = [(d, name) for d in self._dicts for name in ATTRIBUTES if name in d]
+        self._plain = [d for d, _ in plain], [name for _, name in plain]
         self._state = self._now()
-        self._memory: tuple = [], None, None, None  # weights, their dtype, sizes and bytes
+        self._memory = _Memory([], None, np.empty(0, np.int64), np.empty(0, np.uint8))
 
-    def _now(self) -> list[object]:
-        """Return what must stay as it is; modules are compared by identity."""
-        children = [child for group in self._children for child in group.values()]
-        values = [d[name] for d, name in self._plain]
-        return [*children, *map(type, self._modules), *map(len, self._dicts), *values,
-                any(self._hooks)]  # fmt: skip
+    def _now(self) -> tuple[list, ...]:
+        """Return what must stay as it is; modules are compared by identity.
+
+        It is asked for in every call: `map` and `chain` take a third of the time of loops.
+        """
+        return (
+            [*chain.from_iterable(map(dict.values, self._children))],
+            [*map(type, self._modules)],
+            [*map(len, self._dicts)],
+            [*map(getitem, *self._plain)],
+            any(self._hooks),
+        )
 
     def same_structure(self) -> bool:
         """Return whether no part is another one, or could compute something else."""
@@ -241,23 +249,20 @@ class Watch:
 
     def tensors(self) -> list[Tensor]:
         """Return all weights and buffers."""
-        return [x for group in (*self._parameters, *self._buffers) for x in group.values()
-                if x is not None]  # fmt: skip
+        groups = map(dict.values, chain(self._parameters, self._buffers))
+        return [x for x in chain.from_iterable(groups) if x is not None]
 
     def same_weights(self, library: ctypes.CDLL) -> bool:
         """Return whether all numbers are those of the last `remember`, bit by bit."""
-        before, dtype, sizes, seen = self._memory  # at once: another thread may remember others
+        memory = self._memory  # at once: another thread may remember others
         tensors = self.tensors()
-        if len(tensors) != len(before):
+        if len(tensors) != len(memory.tensors) or not all(map(is_, tensors, memory.tensors)):
             return False
-        for now, then in zip(tensors, before, strict=True):
-            if now is not then or now.dtype is not dtype or not now.is_contiguous():
-                return False
-        pointers = np.array([x.data_ptr() for x in tensors], np.uintp)
-        same = library.same(
-            pointers.ctypes.data, sizes.ctypes.data, seen.ctypes.data, len(tensors)
-        )  # fmt: skip
-        return bool(same)
+        if not all(map(Tensor.is_contiguous, tensors)):
+            return False
+        if any(x.dtype is not memory.dtype for x in tensors):
+            return False
+        return bool(library.same(memory.pointers(tensors), *memory.places, len(tensors)))
 
     @torch.no_grad()
     def remember(self) -> None:
@@ -265,4 +270,19 @@ class Watch:
         tensors = self.tensors()
         sizes = np.array([x.numel() * x.element_size() for x in tensors], np.int64)
         copies = [x.detach().contiguous().view(-1).numpy().view(np.uint8) for x in tensors]
-        self._memory = tensors, tensors[0].dtype, sizes, np.concatenate(copies)
+        self._memory = _Memory(tensors, tensors[0].dtype, sizes, np.concatenate(copies))
+
+
+class _Memory:
+    """Weights as they were: which ones, their dtype, how many bytes each has, and all bytes."""
+
+    def __init__(
+        self, tensors: list[Tensor], dtype: torch.dtype | None, sizes: np.ndarray, seen: np.ndarray
+    ) -> None:
+        self.tensors, self.dtype, self._kept = tensors, dtype, (sizes, seen)
+        self.places = sizes.ctypes.data, seen.ctypes.data
+        self._pointers = ctypes.c_void_p * len(tensors)
+
+    def pointers(self, tensors: list[Tensor]) -> ctypes.Array:
+        """Return where the numbers of tensors are now."""
+        return self._pointers(*map(Tensor.data_ptr, tensors))

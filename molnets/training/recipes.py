@@ -42,15 +42,14 @@ class Recipe:
 
 
 MOLECULE = {
-    "painn": {"batch_size": 5, "lr": 3e-3, "gamma": 4.0, "rho_energy": 0.05},
-    "schnet": {"batch_size": 5, "lr": 1e-3, "gamma": 4.0, "rho_energy": 0.05},
+    "painn": {"batch_size": 5, "lr": 3e-3, "rho_energy": 0.05, "gamma": 4.0},
+    "schnet": {"batch_size": 5, "lr": 1e-3, "rho_energy": 0.05, "gamma": 1.0},
 }
+BULK = {"painn": {"batch_size": 2, "lr": 1e-3, "gamma": 4.0}}
 RECIPES = {
     "molecule": Recipe("frames of one molecule", MOLECULE),
-    "molecules": Recipe("many molecules; not searched, as for one", MOLECULE),
-    "bulk": Recipe(
-        "periodic frames", {"painn": {"batch_size": 2, "lr": 1e-3, "gamma": 4.0}, "schnet": {}}
-    ),
+    "molecules": Recipe("several molecules, not searched: as for one", MOLECULE),
+    "bulk": Recipe("periodic frames", BULK),
 }
 NAMES = (AUTO, *RECIPES, NONE)
 

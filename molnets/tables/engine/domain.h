@@ -13,16 +13,22 @@ namespace molnets {
 class Domain {
     List& list;
     const double* pos;
+    const int64_t* tags;
     const double square;
     Cells cells;
     std::vector<int64_t> place, own, part;  // in the list; of its own atoms: in the cells, part
 
 public:
+    // Of all edges from i to j less that from j to i, as one number: 0 in the sum over processes,
+    // unless one of both does not see the other.
+    std::atomic<uint64_t> one_sided{0};
+
     // Of `num_points` atoms the first N are own ones, the others copies, of the own atom `image`
-    // or, where that is negative, of others' ones. The latter's rows are still to be given.
-    Domain(List& list, const double* pos, int64_t N, int64_t num_points, const int64_t* image,
-           double reach, int threads)
-        : list(list), pos(pos), square(reach * reach), place(num_points), part(N) {
+    // or, where that is negative, of others' ones. The latter's rows are still to be given. An atom
+    // and its copies have one tag.
+    Domain(List& list, const double* pos, const int64_t* tags, int64_t N, int64_t num_points,
+           const int64_t* image, double reach, int threads)
+        : list(list), pos(pos), tags(tags), square(reach * reach), place(num_points), part(N) {
         const int64_t all[2] = {0, num_points}, atoms[2] = {0, N};
         cells.sort_atoms(pos, all, 1, reach);
         for (int64_t n = 0; n < num_points; n++)
@@ -57,10 +63,11 @@ private:
     }
 
     // Note what is near own atom i and kept with it; return whether all of that is in its part.
-    bool near(int64_t i, Found& found) const {
+    bool near(int64_t i, Found& found) {
         const double* x_i = pos + 3 * list.order[i];
-        const int64_t N = own.size();
+        const int64_t N = own.size(), tag_i = tags[list.order[i]];
         bool alone = true;
+        uint64_t sum = 0;
         for (int both = 1; both >= 0; both--) {
             cells.around(own[i], 0, [&](int64_t begin, int64_t end) {
                 found.ask(end - begin);
@@ -71,11 +78,16 @@ private:
                     bool is_near = r[0] * r[0] + r[1] * r[1] + r[2] * r[2] < square && i != j;
                     bool inside = row < N && part[row] == part[i], one_way = !inside || row == i;
                     alone &= inside || !is_near;
+                    if (both && is_near) {
+                        int64_t tag_j = tags[cells.order[n]];
+                        sum += scramble(tag_i, tag_j, 0, 0, 0) - scramble(tag_j, tag_i, 0, 0, 0);
+                    }
                     found.note(j, is_near && (both ? !one_way && i < row : one_way));
                 }
             });
             found.end(both);
         }
+        one_sided += sum;
         return alone;
     }
 };

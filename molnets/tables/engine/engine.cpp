@@ -92,6 +92,16 @@ bool energies(const AnyNetwork<R>* any, Work<R>* work, const R* embeddings, cons
     return false;
 }
 
+// The shares of atoms in the virials, (N, 3, 3), after `energies` without keep.
+template <class R>
+void virials_of_atoms(const AnyNetwork<R>* any, Work<R>* work, int64_t threads, R* virial) {
+    any->visit([&](const auto& net, auto* type) {
+        std::remove_pointer_t<decltype(type)> pass(net, *work, threads,
+                                                   false);  // finds its numbers
+        pass.virials_of_atoms(pass.pull, net.VECTORS, virial);
+    });
+}
+
 // The gradients of Σ_i seeds_i ε_i + dE/dε, after `energies` with keep and the same arguments.
 template <class R>
 void gradients(const AnyNetwork<R>* any, Work<R>* work, const R* seeds, const R* direction,
@@ -184,6 +194,10 @@ bool finite(const R* x, int64_t size) {
         return energies<R>(static_cast<AnyNetwork<R>*>(any), static_cast<Work<R>*>(work),          \
                            embeddings, samples, B, keep, threads, energy, forces, virial);         \
     }                                                                                              \
+    void virials_of_atoms_##s(void* any, void* work, int64_t threads, R* virial) {                 \
+        virials_of_atoms<R>(static_cast<AnyNetwork<R>*>(any), static_cast<Work<R>*>(work),         \
+                            threads, virial);                                                      \
+    }                                                                                              \
     void gradients_##s(void* any, void* work, const R* seeds, const R* direction, const R* strain, \
                        const int64_t* samples, int64_t B, int64_t threads, R* of_weights,          \
                        R* of_tables, R* of_embeddings) {                                           \
@@ -240,10 +254,10 @@ void* list_of(const double* pos, const int64_t* samples, int64_t B, double cutof
 }
 void free_list(void* list) { delete static_cast<List*>(list); }
 // The list of a process's part of a system: see domain.h.
-void* domain(const double* pos, int64_t N, int64_t num_points, const int64_t* image, double reach,
-             int64_t threads) {
+void* domain(const double* pos, const int64_t* tags, int64_t N, int64_t num_points,
+             const int64_t* image, double reach, int64_t threads, uint64_t* one_sided) {
     List* list = new List;
-    Domain(*list, pos, N, num_points, image, reach, threads);
+    *one_sided = Domain(*list, pos, tags, N, num_points, image, reach, threads).one_sided;
     return list;
 }
 // The order of its own atoms, (N), and which copies others send something to, (num_points - N).

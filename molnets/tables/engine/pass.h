@@ -310,6 +310,25 @@ public:
         });
     }
 
+    // The shares of the atoms in that, half of each pair, (N, 3, 3).
+    void virials_of_atoms(const R* pull, bool vectors, R* virial) const {
+        std::fill(virial, virial + 9 * graph.num_atoms, R(0));
+        Pool::each(graph.num_parts(), threads, [&](int64_t part) {
+            for (int64_t i = begin(part); i < end(part); i++)
+                for (int64_t e = graph.first[2 * i]; e < graph.first[2 * i + 2]; e++) {
+                    R force[3], *of_i = virial + 9 * graph.order[i],
+                                *of_j = virial + 9 * graph.order[graph.sender[e]];
+                    force_of(e, pull, vectors, graph.num_edges, force);
+                    const bool both = e < graph.first[2 * i + 1];  // then j is of this part, too
+                    for (int k = 0; k < 9; k++) {
+                        R half = R(0.5) * graph.d[e] * graph.unit[k / 3][e] * force[k % 3];
+                        of_i[k] += half;
+                        if (both) of_j[k] += half;
+                    }
+                }
+        });
+    }
+
     // ḋ and u̇ of the edges, when atoms move by `direction`, (N, 3), and samples are strained, (B,
     // 3, 3).
     void rates(const R* direction, const R* strain, const int64_t* samples, int64_t B, bool vectors,

@@ -1,0 +1,151 @@
+"""What `benchmarks.recipes` measured, as a page: every number on it comes from `recipes.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.peers_page import table
+from molnets.training.recipes import RECIPES
+
+MEV = 1000.0
+TITLES = {
+    "painn-molecule": "PaiNN, one molecule (revised MD17, ethanol)",
+    "schnet-molecule": "SchNet, one molecule (revised MD17, ethanol)",
+    "painn-bulk": "PaiNN, bulk (silicon in cells of 12 to 96 atoms)",
+}
+TARGETS = {"painn-molecule": (5.5, 0.9), "schnet-molecule": (8.5, None)}  # meV/Å, meV, in half an
+# hour of two cores
+LEVERS = {"num_train": "frames", "seconds": "seconds", "dim_embedding": "features",
+          "num_interactions": "blocks"}  # fmt: skip
+OWN = ("num_train", "seconds")  # of a trial: no part of a recipe
+STOPS = {
+    "painn-molecule": "The data stop it, not capacity: new frames are much worse than those of the "
+    "training, more frames help, and smaller networks do not hurt. What helps beside frames is a "
+    "shorter cutoff, to a point. Weight decay does little, then harm; energies that weigh more "
+    "cost forces. The largest norm of the gradient was not searched. The recipe keeps the default "
+    "cutoff: with all frames a shorter one gains nothing (last table), and beyond 3.5 Å lies what "
+    "molecules do to each other.",
+    "schnet-molecule": "New frames are worse than those of the training, less so than PaiNN's: "
+    "data and capacity both stop it. Only what the table names was searched: no width, depth, "
+    "batch or decay, and with one seed the first two lines may be equal.",
+    "painn-bulk": "Errors in training are close to those on new frames: steps or capacity stop it. "
+    "Longer trainings were not searched, nor cutoff, width and depth, nor SchNet: the recipe is "
+    "the best of few lines.",
+}
+MANY = (
+    "The recipe `molecules` was not searched: there were no frames of many molecules. It takes "
+    "what was found on one."
+)
+Row = dict[str, Any]
+
+
+def page(numbers: dict[str, list[Row]], searches: dict[str, Any]) -> str:
+    """Return the page.
+
+    Args:
+        numbers: what was measured, trials and finals.
+        searches: what was searched, by name, as in `benchmarks.recipes`.
+    """
+    lines = [
+        "# Recipes", "",
+        "How `molnets train --recipe` comes to its numbers, and how far they get. Each trial",
+        "changes what its line names in the base above its table, and has the same processor time",
+        "on one core; errors are those of frames that neither train nor choose the weights.",
+        "All frames of a trial are training frames of the files: no test frame was looked at. One",
+        "seed a trial; another seed of the base shows how much that means. Other work shared the",
+        "machine: as much processor time was not always as many epochs.", "",
+    ]  # fmt: skip
+    for name, search in searches.items():
+        rows = [row for row in numbers["trials"] if row["search"] == name]
+        if rows:
+            lines += [f"## {TITLES[name]}", "", *_trials(search, rows), *_limits(rows)]
+            values = RECIPES[name.split("-")[1]].of(search.network)
+            lines += [STOPS[name], "", f"The recipe: {_change(values)}.", ""]
+    lines += _finals(numbers["finals"])
+    lines += ["## Many molecules", "", MANY]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _trials(search: Any, rows: list[Row]) -> list[str]:
+    """Return what was tried, the best first."""
+    base = ", ".join(f"{name} {x:g}" for name, x in search.base.items())
+    judged = rows[0]["judged"]["frames"]
+    intro = (f"Base: {base}. {search.num_train} training frames, {search.seconds:g} s; judged on "
+             f"{judged} others.")  # fmt: skip
+    unit = "energy per atom, meV" if "bulk" in rows[0]["search"] else "energy, meV"
+    key = "energy_per_atom_mae" if "bulk" in rows[0]["search"] else "energy_mae"
+    head = ["changed", "force MAE, meV/Å", unit, "force MAE in training", "epochs", "weights"]
+    order = sorted(_equal(rows), key=lambda row: row["judged"]["force_mae"])
+    cells = [[_change(row["changes"]), f"{MEV * row['judged']['force_mae']:.2f}",
+              f"{MEV * row['judged'][key]:.2f}", f"{MEV * row['train']['force_mae']:.2f}",
+              str(row["epochs"]), f"{row['num_parameters']:,}"] for row in order]  # fmt: skip
+    return [intro, "", *table(head, cells)]
+
+
+def _recipe(row: Row) -> str:
+    """Return a recipe's name, and what was changed of it."""
+    return row["recipe"] + (f"; {_change(row['changes'])}" if row["changes"] else "")
+
+
+def _change(changes: dict[str, float]) -> str:
+    return ", ".join(f"{name} {x:g}" for name, x in changes.items()) or "**nothing: the base**"
+
+
+def _equal(rows: list[Row]) -> list[Row]:
+    """Return the trials with as many frames and as much time as the base."""
+    return [row for row in rows if not any(name in row["changes"] for name in OWN)]
+
+
+def _limits(rows: list[Row]) -> list[str]:
+    """Return what stops the network: what more frames, more time and a larger one do."""
+    by_changes = {tuple(sorted(row["changes"].items())): row for row in rows}
+    said = []
+    for row in rows:
+        for lever in (lever for lever in LEVERS if lever in row["changes"]):
+            rest = {name: x for name, x in row["changes"].items() if name != lever}
+            other = by_changes.get(tuple(sorted(rest.items())))
+            if other is not None:
+                said.append([
+                    LEVERS[lever], f"{_value(other, lever):g} → {_value(row, lever):g}",
+                    _change(rest), " → ".join(f"{MEV * x['judged']['force_mae']:.2f}"
+                                              for x in (other, row)),
+                    " → ".join(f"{MEV * x['train']['force_mae']:.2f}" for x in (other, row)),
+                ])  # fmt: skip
+    best = min(_equal(rows), key=lambda row: row["judged"]["force_mae"])
+    ratio = best["judged"]["force_mae"] / best["train"]["force_mae"]
+    lines = [f"The best line errs {ratio:.1f} times as much on new frames as in training.", ""]
+    if not said:
+        return lines
+    head = ["of", "", "with", "force MAE, meV/Å", "in training"]
+    return [*lines, *table(head, sorted(said))]
+
+
+def _value(row: Row, lever: str) -> float:
+    return row[lever] if lever in OWN else row["sizes"][lever]
+
+
+def _finals(rows: list[Row]) -> list[str]:
+    """Return the recipes, and changes of them, on the test frames."""
+    if not rows:
+        return []
+    head = ["", "recipe", "frames: training / test", "minutes of one core", "epochs",
+            "force MAE, meV/Å", "energy MAE, meV", "energy per atom, meV",
+            "force MAE in training", "aim"]  # fmt: skip
+    cells = []
+    for row in rows:
+        force, energy = TARGETS.get(row["search"], (None, None))
+        aim = [f"{x:g} {unit}" for x, unit in ((force, "meV/Å"), (energy, "meV")) if x]
+        test = row["test"]
+        cells.append([
+            row["search"].split("-")[0], _recipe(row), f"{row['num_train']} / {test['frames']}",
+            f"{row['seconds'] / 60:g}", str(row["epochs"]), f"{MEV * test['force_mae']:.2f}",
+            f"{MEV * test['energy_mae']:.2f}", f"{MEV * test['energy_per_atom_mae']:.2f}",
+            f"{MEV * row['train']['force_mae']:.2f}", ", ".join(aim) or "–",
+        ])  # fmt: skip
+    text = (
+        "The recipes that `molnets train` takes, or changes of them, seed 0, on all training "
+        "frames but those that choose the weights, and tested once. The aims are for half an hour "
+        "on two cores."
+    )
+    last = f"{rows[0]['threads']} thread, {rows[0]['machine']}."
+    return ["## On the test frames", "", text, "", *table(head, cells), last, ""]
