@@ -59,7 +59,7 @@ def test_trainer_goes_by_the_processor(data, tmp_path, monkeypatch):
     timed = minutes.Timed(made.potential, data, made.train, made.validation, settings, tmp_path)
     timed.run(progress=False)
     assert 5 <= timed.epoch <= 15  # 60 ticks: one a step, two or more an epoch
-    monkeypatch.setattr(minutes.time, "process_time", lambda: timed.begun + 3.0)
+    monkeypatch.setattr(minutes.time, "process_time", lambda: timed._begun + 3.0)
     assert timed._progress(0) == pytest.approx(0.5)
 
 
