@@ -240,24 +240,24 @@ def draw(numbers: Row, earlier: Row, path: Path) -> None:
 
 
 def _draw_minutes(ax: plt.Axes, rows: list[Row]) -> None:
+    """Draw a line each case; what was trained earlier stands beside it, with an open mark."""
     for case, what in CASES.items():
-        points: dict[float, list[Row]] = {}
-        for row in (row for row in rows if row["case"] == case):
-            points.setdefault(minutes_of(row), []).append(row)
-        x = sorted(points)
-        if not x:
-            continue
-        y = [mean(points[t], "force_mae") for t in x]
-        style, color = what.style
-        ax.plot(x, y, style, color=color, label=what.label.replace(" †", ""), markersize=6)
-        for t in x:
-            ax.vlines(t, *(1000 * pick(r["force_mae"] for r in points[t]) for pick in (min, max)),
-                      color=color, linewidth=4, alpha=0.4)  # fmt: skip
-            if points[t][0].get("earlier"):
-                mark = style.rstrip("-.:")
-                ax.plot(t, mean(points[t], "force_mae"), mark, color=color,
-                        markerfacecolor="white", markersize=7)  # fmt: skip
+        own = [row for row in rows if row["case"] == case]
+        (style, color), label = what.style, what.label.replace(" †", "")
+        new = [row for row in own if not row.get("earlier")]
+        if new:
+            points = [(t, [r for r in new if minutes_of(r) == t])
+                      for t in sorted({minutes_of(row) for row in new})]  # fmt: skip
+            y = [mean(there, "force_mae") for _, there in points]
+            ax.plot([t for t, _ in points], y, style, color=color, label=label, markersize=6)
+            for t, there in points:
+                every = [1000 * row["force_mae"] for row in there]
+                ax.vlines(t, min(every), max(every), color=color, linewidth=4, alpha=0.4)
+        for row in (row for row in own if row.get("earlier")):
+            ax.plot(minutes_of(row), 1000 * row["force_mae"], style[0], color=color, markersize=7,
+                    markerfacecolor="white", label=None if new else label)  # fmt: skip
     _decorate(ax, "minutes of one core", "force MAE on 1000 test frames, meV/Å")
+    ax.set_xticks([0.2, 0.5, 1, 2, 3, 5, 10, 20, 30])
 
 
 def _draw_curves(ax: plt.Axes, curves: dict[tuple[str, float], dict[int, list[Row]]]) -> None:
@@ -278,5 +278,6 @@ def _decorate(ax: plt.Axes, x: str, y: str) -> None:
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(plt.NullFormatter())
+    ax.set_yticks([5, 7, 10, 15, 20, 30, 50])
     ax.grid(which="both", alpha=0.25)
     ax.legend(fontsize="small", frameon=False)

@@ -13,13 +13,14 @@ INTRO = [
     "weights and order; else it is one seed. Other work ran on the machine.",
     "",
     "The others' recipes foresee hours on a GPU: this page says what minutes of one core make of",
-    "them, not how accurate they can be.",
+    "them, not how accurate they can be. TensorNet's warm-up, 500 steps, is near half of its three",
+    "minutes.",
     "",
     "† Of this project; on tables means that filters are read from splines, in C++; plain is",
     "torch. SchNet and PaiNN have the recipe `molecule` of `molnets train`, but PaiNN's cutoff is",
     "3.5 Å, the best of the search, where the recipe keeps 5 Å (last table of",
     "[`recipes.md`](recipes.md)). \\* and open marks: trained earlier for",
-    "[`others.md`](others.md), by the clock and not by the processor's time, and with settings from",
+    "[`others.md`](others.md), by the clock and not by the processor's time, with settings from",
     "before the recipes; PaiNN's was compiled by torch.",
 ]
 NOTES = [
