@@ -153,6 +153,15 @@ def test_page_is_that_of_the_numbers():
     assert (ROOT / "benchmarks" / "minutes.md").read_text() == page(minutes.numbers(), earlier)
 
 
+def test_tables_are_whole():
+    """Every line of a table has the cells of its head."""
+    blocks = page(numbers_of(row("painn", 3.0, 8.0), kernel(7.0, 60.0)), EARLIER).split("\n\n")
+    tables = [block.splitlines() for block in blocks if block.startswith("|")]
+    assert len(tables) == 5
+    for lines in tables:
+        assert {line.count("|") for line in lines} == {lines[0].count("|")}, lines
+
+
 def test_page_follows_the_numbers():
     found = numbers_of(row("painn", 3.0, 8.25), kernel(7.0, 60.0))
     assert "8.25" in page(found, EARLIER)
