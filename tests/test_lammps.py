@@ -207,6 +207,7 @@ def test_what_a_script_must_not_do_is_noticed(found, name, expected):
         pytest.skip("asked of one process")
     assert f"ValueError: {expected}" in found["broken"][name]
     assert found["broken"]["right"] == ""  # control
+    assert found["broken"]["lost"] == "a call was lost: KeyboardInterrupt()"
 
 
 @pytest.mark.parametrize(

