@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fake_data import fake_trajectory
 from molnets.networks.painn import PaiNN
+from molnets.networks.tensornet import TensorNet
 from schnet_helpers import ElementEmbedding, SchNet
 
 
@@ -30,6 +31,21 @@ def painn(
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return model.to(dtype)
+
+
+def tensornet(
+    dtype: torch.dtype = torch.float64, cutoff: float = 2.5, gamma: float = 4.0, blocks: int = 2
+) -> TensorNet:
+    torch.manual_seed(0)
+    model = TensorNet(12, blocks, 10, cutoff, gamma)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model.to(dtype)
+
+
+# Those that the engine knows: by name, what makes one.
+ON_SPLINES = {"schnet": schnet, "painn": painn, "tensornet": tensornet}
 
 
 def cluster(dtype: torch.dtype = torch.float64, n: int = 7) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from contract import assert_equal
 from frames import CELL, SIZES, dataset, of_sizes, trainer_for
 from torch import nn
 
-from molnets.networks import painn
+from molnets.networks import sizes_of
 from molnets.potential import energy_and_forces
 from molnets.tables import SplineForces, SplineSteps, SplineUpdate, UnknownPartError
 from molnets.training import (
@@ -83,14 +83,14 @@ def labelled(data: Dataset) -> Dataset:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("network", ["schnet", "painn"])
+@pytest.mark.parametrize("network", ["schnet", "painn", "tensornet"])
 @pytest.mark.parametrize("make", [of_sizes, lambda: labelled(of_sizes())], ids=["plain", "labels"])
 @pytest.mark.parametrize("name", ["plain", "spline"])
 def test_a_step_is_the_loss_and_its_gradient_of_the_whole_potential(name, make, network, threads):
     """Frames of all sizes, one in a cell: a step, and the same by autograd alone."""
     data, frames = make(), torch.tensor([2, 0, 4, 1])
     torch.manual_seed(0)
-    sizes = SIZES if network == "schnet" else painn.Sizes(8, 2, 10, cutoff=2.0)
+    sizes = SIZES if network == "schnet" else sizes_of(network)(8, 2, 10, cutoff=2.0)
     potential = standardized(sizes, data, frames).double()
     target, cells = data.take(frames, torch.float64), data.cells[frames]
     factors = factors_of(data, 0.1, 1.0, 0.3)

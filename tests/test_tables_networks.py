@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from contract import PotentialContract, assert_equal
-from networks import cluster, painn, schnet
+from networks import ON_SPLINES, cluster
 from torch import Tensor, nn
 
 from molnets.coupling.ase import ModelCalculator
@@ -17,16 +17,14 @@ from molnets.potential import Potential, energy_and_forces, energy_forces_virial
 from molnets.tables import SplineForces, tabulated
 from molnets.training import Dataset, PlainForces, factors_of, loss_of
 
-MAKE = {"schnet": schnet, "painn": painn}
 
-
-@pytest.fixture(params=sorted(MAKE))
+@pytest.fixture(params=sorted(ON_SPLINES))
 def make(request):
     """Return what makes the network."""
-    return MAKE[request.param]
+    return ON_SPLINES[request.param]
 
 
-@pytest.mark.parametrize("network", sorted(MAKE))
+@pytest.mark.parametrize("network", sorted(ON_SPLINES))
 class TestTabulatedContract(PotentialContract):
     """What holds for every potential holds on splines."""
 
@@ -35,7 +33,8 @@ class TestTabulatedContract(PotentialContract):
         self.name = network
 
     def make_model(self) -> nn.Module:
-        model = tabulated(Potential(MAKE[self.name](cutoff=3.0), 0.7, torch.linspace(-3, 2, 119)))
+        network = ON_SPLINES[self.name](cutoff=3.0)
+        model = tabulated(Potential(network, 0.7, torch.linspace(-3, 2, 119)))
         model.network.tolerance = 1e-11  # the contract's own tolerances are tighter than 1e-10
         return model
 
@@ -83,6 +82,7 @@ def test_widths_that_no_register_has(make, features):
     sizes = {
         "schnet": (features, 2 * features + 1, 2, 10, 2.5, 4.0),
         "painn": (features, 2, 10, 2.5),
+        "tensornet": (features, 2, 10, 2.5),
     }
     network = type(make())(*sizes[make.__name__]).double()
     z, pos, batch = batch_of([40, 7], 1.1)
@@ -137,7 +137,8 @@ def test_new_weights_are_noticed_and_old_results_do_not_stay(make):
     before = model(*cluster()).detach()
     for name, weight in list(plain.named_parameters()):
         kept = weight.detach().clone()
-        weight.data = weight.data + 0.01  # behind the back of autograd
+        shift = 0.01 * torch.arange(weight.numel()).cos().view_as(weight)
+        weight.data = weight.data + shift  # behind the back of autograd
         found = model(*cluster()).detach()
         assert_equal(found, plain(*cluster()).detach(), atol=1e-8)
         assert (found - before).abs().max() > 1e-9, name

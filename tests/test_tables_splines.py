@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from contract import assert_equal
-from networks import cluster, painn, schnet
+from networks import ON_SPLINES, cluster, schnet
 from torch import Tensor, nn
 
 from molnets.networks.painn import PaiNN
@@ -18,6 +18,7 @@ from molnets.tables.native import SplineMaker
 from molnets.tables.splines import basis, evaluate, fitted
 from molnets.tables.state import _splines
 from molnets.tables.structure import describe
+from schnet_helpers import SchNet
 
 
 def at(c: Tensor, d: Tensor, h: float) -> tuple[Tensor, Tensor]:
@@ -34,13 +35,14 @@ def at(c: Tensor, d: Tensor, h: float) -> tuple[Tensor, Tensor]:
 def exact(network: nn.Module, d: Tensor) -> list[Tensor]:
     """Return the filters of each block, by the network's own modules."""
     e, fade = network.radial_expansion.expand(d), cosine_cutoff(d, network.cutoff)
-    if isinstance(network, PaiNN):
-        inputs = torch.cat([fade * e, fade], dim=1)
-        return [message.filters(inputs) for message in network.messages]
-    return [block.mlp(e) * fade for block in network.interactions]
+    if isinstance(network, SchNet):
+        return [block.mlp(e) * fade for block in network.interactions]
+    is_painn, inputs = isinstance(network, PaiNN), torch.cat([fade * e, fade], dim=1)
+    blocks = network.messages if is_painn else [network.first, *network.blocks]
+    return [block.filters(inputs) for block in blocks]
 
 
-@pytest.mark.parametrize("make", [schnet, painn])
+@pytest.mark.parametrize("make", ON_SPLINES.values())
 def test_splines_go_through_the_filters_at_the_knots(make):
     network, K = make(), 40
     splines = _splines(describe(network), K)
@@ -65,7 +67,7 @@ def test_basis_is_exact_for_polynomials():
         )
 
 
-@pytest.mark.parametrize("make", [schnet, painn])
+@pytest.mark.parametrize("make", ON_SPLINES.values())
 @pytest.mark.parametrize("gamma", [1.0, 4.0, 100.0])
 def test_tolerance_bounds_filters_and_slopes(make, gamma):
     network = make(gamma=gamma)
@@ -83,7 +85,7 @@ def test_tolerance_bounds_filters_and_slopes(make, gamma):
     assert 1e-11 < worst < 1.1e-6  # a spline, and a good one
 
 
-@pytest.mark.parametrize("make", [schnet, painn])
+@pytest.mark.parametrize("make", ON_SPLINES.values())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradients_by_the_weights_of_filters_are_those_of_autograd(make, dtype):
     network, K = make(dtype), 50
@@ -117,7 +119,7 @@ def test_narrow_gaussians_in_float64_keep_the_tolerance():
     assert_equal(forces, exact, atol=1e-8 * float(exact.square().mean().sqrt()))
 
 
-@pytest.mark.parametrize("make", [schnet, painn])
+@pytest.mark.parametrize("make", ON_SPLINES.values())
 def test_energy_ends_smoothly_at_the_cutoff(make):
     model = tabulated(Potential(make()))
     z, batch = torch.tensor([[1], [6]]), torch.zeros(2, dtype=torch.int64)

@@ -20,6 +20,7 @@ NETWORKS = {
     "egnn": "EGNN: messages of distances between points that move as they go",
     "painn": "PaiNN: messages of scalars and vectors",
     "schnet": "SchNet: continuous-filter convolutions of distances",
+    "tensornet": "TensorNet: messages of 3 x 3 matrices, and products of them",
 }
 
 

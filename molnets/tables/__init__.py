@@ -1,6 +1,6 @@
 """The engine: networks whose filters depend on distance alone, as splines, compiled.
 
-model.py      SchNet and PaiNN on splines: energies, forces, virials
+model.py      SchNet, PaiNN and TensorNet on splines: energies, forces, virials
 energy.py     their energy as torch sees it
 training.py   energies, forces and virials that losses are made of
 steps.py      a training step in one compiled call
@@ -32,7 +32,13 @@ What is named here is all that other rooms use.
 
 from molnets.tables.domain import Domain, DomainPasses
 from molnets.tables.library import compiler_version, prepare
-from molnets.tables.model import SplinePaiNN, SplineSchNet, tables_apply, tabulated
+from molnets.tables.model import (
+    SplinePaiNN,
+    SplineSchNet,
+    SplineTensorNet,
+    tables_apply,
+    tabulated,
+)
 from molnets.tables.state import say_why
 from molnets.tables.steps import Frames, SplineSteps
 from molnets.tables.structure import UnknownPartError
@@ -47,6 +53,7 @@ __all__ = [
     "SplinePaiNN",
     "SplineSchNet",
     "SplineSteps",
+    "SplineTensorNet",
     "SplineUpdate",
     "UnknownPartError",
     "compiler_version",

@@ -27,6 +27,7 @@ from molnets.checks import (
 )
 from molnets.edges import Graph
 from molnets.networks.painn import PaiNN
+from molnets.networks.tensornet import TensorNet
 from molnets.potential import by_autograd, sum_over_atoms
 from molnets.tables.energy import Call, EnergyOfCall, bundle_of
 from molnets.tables.library import NoLibraryError, library
@@ -263,13 +264,20 @@ class SplinePaiNN(_Tabulated, PaiNN):
     plain = PaiNN
 
 
-TABULATED = {SchNet: SplineSchNet, PaiNN: SplinePaiNN}
+class SplineTensorNet(_Tabulated, TensorNet):
+    """A `TensorNet` whose filters are read from splines; all else is as with `SplinePaiNN`."""
+
+    plain = TensorNet
+
+
+TABULATED = {SchNet: SplineSchNet, PaiNN: SplinePaiNN, TensorNet: SplineTensorNet}
 
 
 def tabulated(model: nn.Module) -> nn.Module:
     """Return the model with a tabulated network for each one that can be; weights are shared.
 
-    These are `SchNet` and `PaiNN`, not their subclasses, which may compute something else.
+    These are `SchNet`, `PaiNN` and `TensorNet`, not their subclasses, which may compute other
+    things.
     """
     if type(model) in TABULATED:
         return TABULATED[type(model)](model)

@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from torch_geometric.nn.models.schnet import CFConv, InteractionBlock, ShiftedSoftplus
 
 from molnets.networks.painn import Message, PaiNN, Update
+from molnets.networks.tensornet import Embedding, Interaction, Mix, TensorNet
 from schnet_helpers import ElementEmbedding, RadialExpansion, SchNet
 
-SCHNET, PAINN = 0, 1  # as in engine.cpp
+SCHNET, PAINN, TENSORNET = 0, 1, 2  # as in engine.cpp
 SHIFT = ShiftedSoftplus().shift  # log(2) in single precision
-OWN_METHODS = {"forward", "__call__", "message", "propagate", "aggregate", "update", "expand"}
-ATTRIBUTES = ("cutoff", "aggr", "flow", "shift")  # that count, beside modules and weights
+NORM_EPS = 1e-5  # as in tensornet.h
+OWN_METHODS = {"forward", "__call__", "message", "propagate", "aggregate", "update", "expand",
+               "around"}  # fmt: skip
+ATTRIBUTES = ("cutoff", "aggr", "flow", "shift", "eps", "normalized_shape", "dim")
 OF_ALL_MODULES = [
     torch_module._global_forward_hooks,
     torch_module._global_forward_pre_hooks,
@@ -71,9 +74,10 @@ def describe(model: nn.Module) -> Structure:
         UnknownPartError: if any part of it is not the one that the engine was written for.
     """
     kind = getattr(type(model), "plain", type(model))  # a subclass could compute anything
-    if kind not in (SchNet, PaiNN):
+    known = {SchNet: _schnet, PaiNN: _painn, TensorNet: _tensornet}
+    if kind not in known:
         raise UnknownPartError(f"the network is a {type(model).__name__}")
-    structure = _schnet(model) if kind is SchNet else _painn(model)
+    structure = known[kind](model)
     for name, module in model.named_modules():
         own = OWN_METHODS & module.__dict__.keys()
         _expect(not own, f"{name or 'the network'} has a {', '.join(own)} of its own")
@@ -108,7 +112,7 @@ def _schnet(model: SchNet) -> Structure:
     _expect(L > 0, "it has no blocks")
     sizes = (L, F, M, ends[0].out_features)
     kinds = [(M, F), (F, M), (F,), (F, F), (F,)] * L
-    return _structure(SCHNET, sizes, [1] * L, weights, filter_weights, model, kinds)
+    return _structure(SCHNET, sizes, [1] * L, weights, filter_weights, model, kinds, F)
 
 
 def _painn(model: PaiNN) -> Structure:
@@ -142,20 +146,61 @@ def _painn(model: PaiNN) -> Structure:
     ends = _two_layers(model.readout, nn.SiLU, "readout")
     weights += [w for layer in ends for w in _both(layer)]
     sizes = (L, F, F, ends[0].out_features)
-    return _structure(PAINN, sizes, channels, weights, filter_weights, model, kinds)
+    return _structure(PAINN, sizes, channels, weights, filter_weights, model, kinds, F)
 
 
-def _structure(kind, sizes, channels, weights, filter_weights, model, kinds) -> Structure:
-    """Return a structure whose shapes and remaining parts are checked."""
+def _tensornet(model: TensorNet) -> Structure:
+    first, blocks, F = model.first, list(model.blocks), model.first.mix.layers[0].in_features
+    _expect_type(first, Embedding, "first")
+    for name, norm, width in (("first.norm", first.norm, F), ("norm", model.norm, 3 * F)):
+        _expect_type(norm, nn.LayerNorm, name)
+        same = norm.normalized_shape == (width,) and norm.eps == NORM_EPS
+        _expect(same and not norm.elementwise_affine, f"{name} is {norm}")
+    for name, layer, bias in (("p", first.p, True), ("q", first.q, False)):
+        _expect_type(layer, nn.Linear, f"first.{name}")
+        _expect((layer.bias is not None) == bias, f"first.{name} has another bias")
+    phi = _two_layers(first.phi, nn.SiLU, "first.phi")
+    weights = [*_both(first.p), first.q.weight, *_both(phi[0]), *_both(phi[1])]
+    weights += _layers_of(first.mix, "first.mix")
+    for n, block in enumerate(blocks):
+        _expect_type(block, Interaction, f"blocks.{n}")
+        weights += _layers_of(block.before, f"blocks.{n}.before")
+        weights += _layers_of(block.after, f"blocks.{n}.after")
+    filters = [part.filters for part in (first, *blocks)]
+    for n, layer in enumerate(filters):
+        _expect_type(layer, nn.Linear, f"filters {n}")
+        _expect(layer.bias is None, f"filters {n} have a bias")
+    ends = _two_layers(model.readout, nn.SiLU, "readout")
+    weights += [w for layer in ends for w in _both(layer)]
+    kinds = [(F, F), (F,), (F, F), (F, F), (F,), (3 * F, F), (3 * F,)]
+    kinds += [(F, F)] * (3 + 6 * len(blocks))
+    sizes = (1 + len(blocks), F, F, ends[0].out_features)
+    filter_weights = [layer.weight for layer in filters]
+    channels = [3] * sizes[0]
+    return _structure(TENSORNET, sizes, channels, weights, filter_weights, model, kinds, 3 * F)
+
+
+def _layers_of(mix: Mix, name: str) -> list[Tensor]:
+    _expect_type(mix, Mix, name)
+    layers = list(mix.layers)
+    for layer in layers:
+        _expect_type(layer, nn.Linear, f"{name}.layers")
+        _expect(layer.bias is None, f"{name}.layers has a bias")
+    _expect(len(layers) == 3, f"{name} has {len(layers)} layers")
+    return [layer.weight for layer in layers]
+
+
+def _structure(kind, sizes, channels, weights, filter_weights, model, kinds, read_out) -> Structure:
+    """Return a structure whose shapes and remaining parts are checked; `read_out` numbers are."""
     _expect_type(model.radial_expansion, RadialExpansion, "radial_expansion")
     H = sizes[-1]
     shapes = [tuple(w.shape) for w in weights]
-    expected = [*kinds, (H, sizes[1]), (H,), (1, H), (1,)]
+    expected = [*kinds, (H, read_out), (H,), (1, H), (1,)]
     _expect(shapes == expected, f"layers of shapes {shapes} where {expected} are known")
     G, (M, F) = len(model.radial_expansion.mu), (sizes[2], sizes[1])
     shapes = [tuple(w.shape) for w in filter_weights]
     expected = [(M, G), (M,), (M, M), (M,)] * sizes[0]
-    if kind == PAINN:
+    if kind != SCHNET:
         expected = [(rows * F, G + 1) for rows in channels]
     _expect(shapes == expected, f"filters of shapes {shapes} where {expected} are known")
     known = type(model.embedding) in (nn.Linear, ElementEmbedding)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contract import assert_equal
-from networks import cluster, painn, schnet
+from networks import ON_SPLINES, cluster, painn, schnet, tensornet
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch_geometric.nn.models.schnet import CFConv, InteractionBlock, ShiftedSoftplus
@@ -17,6 +17,7 @@ from torch_geometric.nn.models.schnet import CFConv, InteractionBlock, ShiftedSo
 from molnets.coupling.ase import ModelCalculator
 from molnets.edges import Graph
 from molnets.networks.painn import Message
+from molnets.networks.tensornet import Interaction, Mix
 from molnets.potential import Potential, energy_and_forces, energy_forces_virial
 from molnets.tables import SplineForces, tabulated
 from molnets.training import Dataset, factors_of, make_steps
@@ -42,6 +43,16 @@ class OwnMessage(Message):
     def forward(self, *arguments: Tensor) -> tuple[Tensor, Tensor]:
         s, v = super().forward(*arguments)
         return s, 0.5 * v
+
+
+class OwnInteraction(Interaction):
+    def message(self, *arguments) -> Tensor:
+        return 0.5 * super().message(*arguments)
+
+
+class OwnMix(Mix):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return super().forward(0.5 * x)
 
 
 class OwnEmbedding(ElementEmbedding):
@@ -196,13 +207,42 @@ PAINN = {
     "parametrization": parametrized("messages.1.phi.0"),
     "dropout": replace("updates.0.a", lambda old: nn.Sequential(*old, nn.Dropout(0.0))),
 }
-CASES = [(schnet, name) for name in SCHNET] + [(painn, name) for name in PAINN]
+TENSORNET = {
+    "another activation": replace("first.phi.1", lambda old: nn.Tanh()),
+    "activation of the readout": replace("readout.1", lambda old: ShiftedSoftplus()),
+    "a new layer": replace("blocks.0.before.layers.1", alike),
+    "a layer with bias": replace("blocks.1.after.layers.0", with_bias),
+    "p without bias": replace("first.p", lambda old: nn.Linear(12, 12, bias=False)),
+    "q with bias": replace("first.q", with_bias),
+    "filters with bias": replace("blocks.0.filters", with_bias),
+    "norm with weights": replace("norm", lambda old: nn.LayerNorm(36)),
+    "norm of another eps": attribute("first.norm", "eps", 1e-2),
+    "norm of another width": attribute("norm", "normalized_shape", (12,)),
+    "no norm": replace("first.norm", lambda old: nn.Identity()),
+    "class of a block": set_class("blocks.0", OwnInteraction),
+    "class of the first mix": set_class("first.mix", OwnMix),
+    "class of the expansion": set_class("radial_expansion", OwnExpansion),
+    "embedding of equal weights": set_class("embedding", OwnEmbedding),
+    "cutoff": attribute("", "cutoff", 2.0),
+    "mu": gaussians,
+    "hook": hook("first.phi"),
+    "forward of an instance": own_forward("norm"),
+    "message of an instance": attribute("blocks.1", "message", lambda y, index, e: 0.5 * sum(y)),
+    "around of an instance": attribute("first", "around",
+                                       lambda z, *_: z[:, None, None] * torch.eye(3)[:, :, None]),
+    "parametrization": parametrized("blocks.1.after.layers.2"),
+    "a block less": lambda model: model.blocks.__delitem__(1),
+    "no blocks": lambda model: setattr(model, "blocks", nn.ModuleList()),
+    "a fourth layer": lambda model: model.first.mix.layers.append(nn.Identity()),
+}  # fmt: skip
+CHANGES = {schnet: SCHNET, painn: PAINN, tensornet: TENSORNET}
+CASES = [(make, name) for make, changes in CHANGES.items() for name in changes]
 
 
 @pytest.mark.parametrize(("make", "name"), CASES)
 def test_changed_network(make, name):
     """Changed before it is wrapped, and after: potential, calculator and training."""
-    change = (SCHNET if make is schnet else PAINN)[name]
+    change = CHANGES[make][name]
     atoms = z, pos, batch = cluster()
     original, network = Potential(make()), make()
     early = tabulated(Potential(network))
@@ -246,7 +286,7 @@ def assert_same_steps(potential: Potential, atoms: tuple[Tensor, ...], weights: 
         assert float(F.l1_loss(b, a)) <= 1e-3 * float(a.abs().mean()) + 1e-9
 
 
-@pytest.mark.parametrize("make", [schnet, painn])
+@pytest.mark.parametrize("make", ON_SPLINES.values())
 def test_engine_of_training_sees_what_is_changed_later(make):
     z, pos, batch = cluster()
     potential = Potential(make())
@@ -259,7 +299,7 @@ def test_engine_of_training_sees_what_is_changed_later(make):
             assert_equal(a.detach(), b, atol=1e-3 * float(b.abs().max()))
 
 
-@pytest.mark.parametrize("make", [schnet, painn])
+@pytest.mark.parametrize("make", ON_SPLINES.values())
 def test_copies_and_tables_of_tables_do_not_share_what_they_remember(make):
     atoms, network = cluster(), make()
     first = tabulated(Potential(network))
@@ -275,7 +315,7 @@ def test_copies_and_tables_of_tables_do_not_share_what_they_remember(make):
     assert (others[2](*atoms) - expected).abs().min() > 1e-3  # a copy of its own weights
 
 
-@pytest.mark.parametrize("make", [schnet, painn])
+@pytest.mark.parametrize("make", ON_SPLINES.values())
 def test_tables_made_in_inference_mode_serve_outside_of_it(make):
     atoms, model = cluster(), tabulated(Potential(make()))
     expected = Potential(make())(*atoms).detach()
@@ -287,7 +327,7 @@ def test_tables_made_in_inference_mode_serve_outside_of_it(make):
     assert_equal(ModelCalculator(model).model(*atoms).detach(), expected, atol=1e-8)
 
 
-@pytest.mark.parametrize("make", [schnet, painn])
+@pytest.mark.parametrize("make", ON_SPLINES.values())
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e38])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_weights_that_are_no_numbers_give_none(make, value, dtype):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import ase
 import pytest
 import torch
-from networks import cluster, painn, schnet
+from networks import ON_SPLINES, cluster, schnet
 
 from molnets import Potential, tabulated
 from molnets.checkpoint import Card
@@ -41,7 +41,7 @@ def calls(network):
     return found, z.double()
 
 
-@pytest.mark.parametrize("make", [schnet, painn])
+@pytest.mark.parametrize("make", ON_SPLINES.values())
 @pytest.mark.parametrize("bad", BAD)
 def test_numbers_that_are_no_elements(make, bad):
     found, z = calls(make(torch.float64))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from networks import cluster, painn, schnet
+from networks import ON_SPLINES, cluster, schnet
 
 from molnets.coupling.ase import ModelCalculator
 from molnets.edges import Graph
@@ -22,7 +22,7 @@ from molnets.potential import Potential, energy_and_forces
 from molnets.tables import tabulated
 
 ROOT = Path(__file__).parent.parent.parent
-MAKE = {"schnet": schnet, "painn": painn}
+MAKE = ON_SPLINES
 
 
 @pytest.mark.parametrize("name", sorted(MAKE))

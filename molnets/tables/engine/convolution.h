@@ -1,171 +1,30 @@
 // Sums over neighbours whose filters are splines of the distance, forward and back.
 //
-// An atom sends `a`, one row of M numbers or two, and with three channels `v`, three rows more; it
-// receives M numbers s and, with more than one channel, three rows more, a vector. With u the unit
-// vector from i to j and W the filters at |r_ij|, the message from j to i is
-//
-//     s_i += a_j[0] W[0];      v_i += a_j[1] W[1] u  +  v_j W[2]
-//
-// SchNet has the first channel, the first block of PaiNN two, its others all three.
-//
-// Splines: of degree ORDER, with ORDER - 1 continuous derivatives. In terms of B-spline
-// coefficients c and their differences D, which keep their digits in single precision,
-//
-//     W = c[k] + Σ_p w_p D[k + p],      p = 1 … ORDER,      k the knot below the distance.
-//
-// The numbers of one atom that its edges share stay in registers, a group of columns at a time,
-// while all edges pass by. A table goes by channels, then by groups, each with rows of c and D side
-// by side: what an edge reads is one piece of memory.
+// What an edge carries is its Message's: see messages.h. The numbers of one atom that its edges
+// share stay in registers, a group of columns at a time, while all edges pass by.
 
 #pragma once
 
-#include "dense.h"
 #include "graph.h"
+#include "messages.h"
 
 namespace molnets {
 
-constexpr int ORDER = 5;
-
-// The weights w_p and their derivatives for LANES edges, from the place t inside their intervals.
-template <class R>
-struct Basis {
-    R w[ORDER][LANES<R>], dw[ORDER][LANES<R>];
-
-    void fill(const R* t_of_edges, R per_length) {
-        Vec<R> t = load(t_of_edges), b[ORDER + 1] = {};
-        b[0] += R(1);
-        raise<1>(t, b);
-        for (int p = 0; p < ORDER; p++) store(dw[p], b[p] * per_length);
-        step<ORDER>(t, b);
-        for (int p = ORDER; p > 0; p--) {
-            if (p < ORDER) b[p] += b[p + 1];
-            store(w[p - 1], b[p]);
-        }
-    }
-    // From B-splines of degree N - 1 to those of degree N, and so on below ORDER.
-    template <int N>
-    static void step(Vec<R> t, Vec<R>* b) {
-        for (int p = N; p > 0; p--)
-            b[p] = ((t + R(N - p)) * b[p - 1] + (R(1 + p) - t) * b[p]) * (R(1) / R(N));
-        b[0] = (R(1) - t) * b[0] * (R(1) / R(N));
-    }
-    template <int N>
-    static void raise(Vec<R> t, Vec<R>* b) {
-        step<N>(t, b);
-        if constexpr (N + 1 < ORDER) raise<N + 1>(t, b);
-    }
-};
-
-// What an atom has in each array, from one column on: pointers to rows.
-template <class R>
-struct Row {
-    R *a, *v;
-};
-template <class R>
-struct Rows {
-    Row<R> x[2], g[2];  // numbers and tangents; gradients G and P
-};
-
-// A register's width of what is sent, and of what is received: numbers or gradients.
-template <class R, int CHANNELS>
-struct Sent {
-    Vec<R> a[CHANNELS > 1 ? 2 : 1], v[CHANNELS > 2 ? 3 : 1];
-
-    static Sent get(const Row<R>& row, int64_t f, int64_t M) {
-        Sent x{};
-        for (int c = 0; c < (CHANNELS > 1 ? 2 : 1); c++) x.a[c] = load(row.a + c * M + f);
-        for (int k = 0; CHANNELS > 2 && k < 3; k++) x.v[k] = load(row.v + k * M + f);
-        return x;
-    }
-    void put(const Row<R>& row, int64_t f, int64_t M) const {
-        for (int c = 0; c < (CHANNELS > 1 ? 2 : 1); c++) store(row.a + c * M + f, a[c]);
-        for (int k = 0; CHANNELS > 2 && k < 3; k++) store(row.v + k * M + f, v[k]);
-    }
-};
-template <class R, int CHANNELS>
-struct Received {
-    Vec<R> s, v[CHANNELS > 1 ? 3 : 1];
-
-    static Received get(const Row<R>& row, int64_t f, int64_t M) {
-        Received y{};
-        y.s = load(row.a + f);
-        for (int k = 0; CHANNELS > 1 && k < 3; k++) y.v[k] = load(row.v + k * M + f);
-        return y;
-    }
-    void put(const Row<R>& row, int64_t f, int64_t M) const {
-        store(row.a + f, s);
-        for (int k = 0; CHANNELS > 1 && k < 3; k++) store(row.v + k * M + f, v[k]);
-    }
-};
-
-// The columns of M that stay in registers together: as many as fit, then one register's width each.
-template <class R, int CHANNELS>
-constexpr int GROUP = (CHANNELS > 1 ? 1 : 4) * LANES<R>;
-template <class R>
-int64_t group_begin(int64_t f, int64_t M, int64_t group) {
-    int64_t begin = f / group * group;
-    return begin + group <= M ? begin : f / LANES<R> * LANES<R>;
-}
-template <class R>
-int64_t group_width(int64_t f, int64_t M, int64_t group) {
-    return f / group * group + group <= M ? group : LANES<R>;
-}
-// Where c of a row, channel and column is; D is a group's width further.
-template <class R>
-int64_t place_in_table(int64_t row, int64_t channel, int64_t f, int64_t M, int64_t rows,
-                       int64_t group) {
-    int64_t begin = group_begin<R>(f, M, group), width = group_width<R>(f, M, group);
-    return 2 * ((channel * M + begin) * rows + row * width) + f - begin;
-}
-
-// Call f(row, where c is, the group's width, place in (rows, channels, num)) for num of M columns.
-template <class R, class F>
-void visit_table(int64_t rows, int64_t channels, int64_t M, int64_t num, int64_t group, F f) {
-    for (int64_t c = 0; c < channels; c++)
-        for (int64_t begin = 0; begin < num; begin += group_width<R>(begin, M, group)) {
-            int64_t width = group_width<R>(begin, M, group), columns = std::min(width, num - begin);
-            for (int64_t row = 0; row < rows; row++) {
-                int64_t at = place_in_table<R>(row, c, begin, M, rows, group);
-                for (int64_t n = 0; n < columns; n++)
-                    f(row, at + n, width, (row * channels + c) * num + begin + n);
-            }
-        }
-}
-
-template <class R, int CHANNELS>
+template <class R, class Message>
 struct Convolution {
     const Graph<R>& graph;
     const R* table;
     int64_t M, table_rows;
-    Quantity<R> sent, sent_vectors, received, received_vectors;
-    R* pull;        // ∂E/∂d of each edge, and with vectors ∂E/∂u: (1 or 4, E)
-    const R* rate;  // ḋ of each edge, and with vectors u̇: (1 or 4, E)
+    Parts<R> sent, received;
+    R* pull;        // ∂E/∂d of each edge, and with directions ∂E/∂u: (1 or 4, E)
+    const R* rate;  // ḋ of each edge, and with directions u̇: (1 or 4, E)
 
-    static constexpr bool VECTORS = CHANNELS > 1;
-    static constexpr int W = LANES<R>, U = GROUP<R, CHANNELS> / W;
-    using In = Sent<R, CHANNELS>;
-    using Out = Received<R, CHANNELS>;
-
-    Rows<R> sender(int64_t i) const { return rows(sent, sent_vectors, i); }
-    Rows<R> receiver(int64_t i) const { return rows(received, received_vectors, i); }
-    static Rows<R> rows(const Quantity<R>& a, const Quantity<R>& v, int64_t i) {
-        Rows<R> r;
-        for (int m = 0; m < 2; m++) {
-            r.x[m] = {a.x[m] + i * a.stride, v.x[m] + i * v.stride};
-            r.g[m] = {a.g[m] + i * a.stride, v.g[m] + i * v.stride};
-        }
-        return r;
-    }
-
-    // One edge: its interval, its weights, its direction and the rates of both.
-    struct Edge {
-        int64_t knot;
-        R w[ORDER], dw[ORDER], u[3], du[3];
-    };
-    // W and ∂W/∂d, times ḋ where tangents are asked for, of all channels.
-    struct Filter {
-        Vec<R> w[CHANNELS], dw[CHANNELS];
-    };
+    static constexpr int CHANNELS = Message::CHANNELS, W = LANES<R>, U = Message::WIDTH;
+    static constexpr bool DIRECTED = Message::DIRECTED;
+    using In = typename Message::In;
+    using Out = typename Message::Out;
+    using Edge = molnets::Edge<R>;
+    using Filter = typename Message::Filter;
 
     // Of register n of the group of N that begins at column f.
     template <int N>
@@ -197,7 +56,7 @@ struct Convolution {
                 R speed = MODE == TANGENT ? rate[n] : R(1);
                 for (int p = 0; p < ORDER; p++)
                     e.w[p] = basis.w[p][n - begin], e.dw[p] = basis.dw[p][n - begin] * speed;
-                for (int k = 0; VECTORS && k < 3; k++) {
+                for (int k = 0; DIRECTED && k < 3; k++) {
                     e.u[k] = graph.unit[k][n];
                     if (MODE == TANGENT) e.du[k] = rate[(k + 1) * E + n];
                 }
@@ -213,30 +72,6 @@ struct Convolution {
         for (; f < M; f += W) one(f);
     }
 
-    // Add to y what comes from x, or the tangent of that; sign turns the direction round.
-    template <Mode MODE>
-    static void deliver(const Edge& e, R sign, const In& x, const In& dx, const Filter& at,
-                        Out& y) {
-        if (MODE == VALUE)
-            y.s += x.a[0] * at.w[0];
-        else
-            y.s += dx.a[0] * at.w[0] + x.a[0] * at.dw[0];
-        if constexpr (VECTORS) {
-            Vec<R> turned = x.a[1] * at.w[1] * sign, along = turned;
-            if (MODE == TANGENT) along = (dx.a[1] * at.w[1] + x.a[1] * at.dw[1]) * sign;
-            for (int k = 0; k < 3; k++) {
-                y.v[k] += along * e.u[k];
-                if (MODE == TANGENT) y.v[k] += turned * e.du[k];
-                if constexpr (CHANNELS > 2) {
-                    if (MODE == VALUE)
-                        y.v[k] += x.v[k] * at.w[2];
-                    else
-                        y.v[k] += dx.v[k] * at.w[2] + x.v[k] * at.dw[2];
-                }
-            }
-        }
-    }
-
     // The sums of atoms lo to hi; complete for them as soon as this returns.
     template <Mode MODE>
     void forward(int64_t lo, int64_t hi) const {
@@ -248,7 +83,7 @@ struct Convolution {
         for (int64_t i = lo; i < hi; i++) {
             In x_i[N], dx_i[N];
             Out y_i[N];
-            Rows<R> from_i = sender(i), to_i = receiver(i);
+            Rows<R> from_i = sent.of(i), to_i = received.of(i);
             for (int n = 0; n < N; n++) {
                 x_i[n] = In::get(from_i.x[VALUE], f + n * W, M),
                 y_i[n] = Out::get(to_i.x[MODE], f + n * W, M);
@@ -256,45 +91,19 @@ struct Convolution {
             }
             const int64_t both = graph.first[2 * i + 1];
             walk<MODE>(i, [&](const Edge& e, int64_t edge, int64_t j) {
-                Rows<R> from_j = sender(j), to_j = receiver(j);
+                Rows<R> from_j = sent.of(j), to_j = received.of(j);
                 for (int n = 0; n < N; n++) {
                     Filter at = filter<N>(e, f, n, true, MODE == TANGENT);
                     In dx_j{}, x_j = In::get(from_j.x[VALUE], f + n * W, M);
                     if (MODE == TANGENT) dx_j = In::get(from_j.x[TANGENT], f + n * W, M);
-                    deliver<MODE>(e, 1, x_j, dx_j, at, y_i[n]);
+                    Message::template deliver<MODE>(e, 1, x_j, dx_j, x_i[n], at, y_i[n]);
                     if (edge >= both) continue;
                     Out y_j = Out::get(to_j.x[MODE], f + n * W, M);
-                    deliver<MODE>(e, -1, x_i[n], dx_i[n], at, y_j);
+                    Message::template deliver<MODE>(e, -1, x_i[n], dx_i[n], x_j, at, y_j);
                     y_j.put(to_j.x[MODE], f + n * W, M);
                 }
             });
             for (int n = 0; n < N; n++) y_i[n].put(to_i.x[MODE], f + n * W, M);
-        }
-    }
-
-    // Add to g_x what the gradients G (and P) of what was received come to; VALUE: to the pulls
-    // too.
-    template <Mode MODE, bool SENT>
-    static void give_back(const Edge& e, R sign, const In& x, const Out& G, const Out& P,
-                          const Filter& at, In& g_x, Vec<R>* pulls) {
-        if (MODE == VALUE) pulls[0] += G.s * (x.a[0] * at.dw[0]);
-        if (SENT) g_x.a[0] += MODE == VALUE ? G.s * at.w[0] : P.s * at.w[0] + G.s * at.dw[0];
-        if constexpr (VECTORS) {
-            Vec<R> along = {}, rates = {};
-            for (int k = 0; k < 3; k++) {
-                along += G.v[k] * (sign * e.u[k]);
-                if (MODE == TANGENT) rates += P.v[k] * (sign * e.u[k]) + G.v[k] * (sign * e.du[k]);
-                if (MODE == VALUE) pulls[k + 1] += G.v[k] * (x.a[1] * at.w[1] * sign);
-                if constexpr (CHANNELS > 2) {
-                    if (SENT)
-                        g_x.v[k] +=
-                            MODE == VALUE ? G.v[k] * at.w[2] : P.v[k] * at.w[2] + G.v[k] * at.dw[2];
-                    if (MODE == VALUE) pulls[0] += G.v[k] * x.v[k] * at.dw[2];
-                }
-            }
-            if (MODE == VALUE) pulls[0] += along * x.a[1] * at.dw[1];
-            if (SENT)
-                g_x.a[1] += MODE == VALUE ? along * at.w[1] : rates * at.w[1] + along * at.dw[1];
         }
     }
 
@@ -310,7 +119,7 @@ struct Convolution {
         for (int64_t i = lo; i < hi; i++) {
             In x_i[N], g_i[N];
             Out G_i[N], P_i[N];
-            Rows<R> from_i = sender(i), to_i = receiver(i);
+            Rows<R> from_i = sent.of(i), to_i = received.of(i);
             for (int n = 0; n < N; n++) {
                 G_i[n] = Out::get(to_i.g[VALUE], f + n * W, M);
                 if (MODE == TANGENT)
@@ -321,26 +130,29 @@ struct Convolution {
             }
             const int64_t both = graph.first[2 * i + 1];
             walk<MODE>(i, [&](const Edge& e, int64_t edge, int64_t j) {
-                Rows<R> from_j = sender(j), to_j = receiver(j);
-                Vec<R> pulls[VECTORS ? 4 : 1] = {};
+                Rows<R> from_j = sent.of(j), to_j = received.of(j);
+                Vec<R> pulls[DIRECTED ? 4 : 1] = {};
                 for (int n = 0; n < N; n++) {
-                    Filter at = filter<N>(e, f, n, SENT || VECTORS, true);
+                    Filter at = filter<N>(e, f, n, SENT || DIRECTED, true);
                     In x_j{}, g_j{};
                     Out G_j = Out::get(to_j.g[VALUE], f + n * W, M), P_j{};
                     if (MODE == TANGENT)
                         P_j = Out::get(to_j.g[TANGENT], f + n * W, M);
                     else
                         x_j = In::get(from_j.x[VALUE], f + n * W, M);
-                    give_back<MODE, SENT>(e, -1, x_i[n], G_j, P_j, at, g_i[n], pulls);
-                    if (!SENT || edge >= both) {
-                        give_back<MODE, false>(e, 1, x_j, G_i[n], P_i[n], at, g_j, pulls);
-                        continue;
-                    }
-                    g_j = In::get(from_j.g[MODE], f + n * W, M);
-                    give_back<MODE, true>(e, 1, x_j, G_i[n], P_i[n], at, g_j, pulls);
-                    g_j.put(from_j.g[MODE], f + n * W, M);
+                    const bool own = edge < both;  // then j is of this part, too
+                    if (SENT && own) g_j = In::get(from_j.g[MODE], f + n * W, M);
+                    Message::template give_back<MODE, SENT>(e, -1, x_i[n], x_j, G_j, P_j, at,
+                                                            g_i[n], g_j, pulls);
+                    if (SENT && (own || Message::OF_PAIRS))
+                        Message::template give_back<MODE, true>(e, 1, x_j, x_i[n], G_i[n], P_i[n],
+                                                                at, g_j, g_i[n], pulls);
+                    else
+                        Message::template give_back<MODE, false>(e, 1, x_j, x_i[n], G_i[n], P_i[n],
+                                                                 at, g_j, g_i[n], pulls);
+                    if (SENT && own) g_j.put(from_j.g[MODE], f + n * W, M);
                 }
-                for (int k = 0; MODE == VALUE && k < (VECTORS ? 4 : 1); k++)
+                for (int k = 0; MODE == VALUE && k < (DIRECTED ? 4 : 1); k++)
                     pull[k * graph.num_edges + edge] += sum<R>(pulls[k]);
             });
             for (int n = 0; SENT && n < N; n++) g_i[n].put(from_i.g[MODE], f + n * W, M);
@@ -350,16 +162,16 @@ struct Convolution {
     // Add ∂J/∂c and ∂J/∂D of the edges of atoms lo to hi to `G_T`, as a table.
     void gradient_of_table(int64_t lo, int64_t hi, R* G_T) const {
         for (int64_t i = lo; i < hi; i++) {
-            Rows<R> from_i = sender(i), to_i = receiver(i);
+            Rows<R> from_i = sent.of(i), to_i = received.of(i);
             const int64_t both = graph.first[2 * i + 1];
             walk<TANGENT>(i, [&](const Edge& e, int64_t edge, int64_t j) {
-                Rows<R> from_j = sender(j), to_j = receiver(j);
+                Rows<R> from_j = sent.of(j), to_j = received.of(j);
                 R share =
                     edge < both ? R(1) : R(0.5);  // of an edge from part to part both have one
                 for (int64_t f = 0; f < M; f += W) {
                     Filter G{};  // what W and ∂W/∂d ḋ are multiplied with in J
-                    meet(e, 1, from_j, to_i, f, G);
-                    meet(e, -1, from_i, to_j, f, G);
+                    meet(e, 1, from_j, from_i, to_i, f, G);
+                    meet(e, -1, from_i, from_j, to_j, f, G);
                     int64_t width = group_width<R>(f, M, U * W);
                     for (int n = 0; n < CHANNELS; n++) {
                         R* T = G_T + place_in_table<R>(e.knot, n, f, M, table_rows, U * W);
@@ -374,21 +186,12 @@ struct Convolution {
             });
         }
     }
-    void meet(const Edge& e, R sign, const Rows<R>& from, const Rows<R>& to, int64_t f,
-              Filter& at) const {
-        In x = In::get(from.x[VALUE], f, M), dx = In::get(from.x[TANGENT], f, M);
+    void meet(const Edge& e, R sign, const Rows<R>& from, const Rows<R>& from_receiver,
+              const Rows<R>& to, int64_t f, Filter& at) const {
+        In x = In::get(from.x[VALUE], f, M), dx = In::get(from.x[TANGENT], f, M), receiver{};
+        if (Message::OF_PAIRS) receiver = In::get(from_receiver.x[VALUE], f, M);
         Out G = Out::get(to.g[VALUE], f, M), P = Out::get(to.g[TANGENT], f, M);
-        at.w[0] += P.s * x.a[0] + G.s * dx.a[0], at.dw[0] += G.s * x.a[0];
-        if constexpr (VECTORS) {
-            Vec<R> along = {}, rates = {};
-            for (int k = 0; k < 3; k++) {
-                along += G.v[k] * (sign * e.u[k]);
-                rates += P.v[k] * (sign * e.u[k]) + G.v[k] * (sign * e.du[k]);
-                if constexpr (CHANNELS > 2)
-                    at.w[2] += P.v[k] * x.v[k] + G.v[k] * dx.v[k], at.dw[2] += G.v[k] * x.v[k];
-            }
-            at.w[1] += rates * x.a[1] + along * dx.a[1], at.dw[1] += along * x.a[1];
-        }
+        Message::meet(e, sign, x, dx, receiver, G, P, at);
     }
 };
 

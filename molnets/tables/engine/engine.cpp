@@ -8,27 +8,33 @@
 #include "painn.h"
 #include "schnet.h"
 #include "step.h"
+#include "tensornet.h"
 #include "update.h"
 
 using namespace molnets;
 
 namespace {
 
-enum Kind { IS_SCHNET, IS_PAINN };
+enum Kind { IS_SCHNET, IS_PAINN, IS_TENSORNET };
 
 template <class R>
 struct AnyNetwork {
-    SchNet<R>* schnet = nullptr;
-    PaiNN<R>* painn = nullptr;
+    std::unique_ptr<SchNet<R>> schnet;
+    std::unique_ptr<PaiNN<R>> painn;
+    std::unique_ptr<TensorNet<R>> tensornet;
     std::vector<Buffer<R>> buffers;
-    ~AnyNetwork() { delete schnet, delete painn; }
 
+    AnyNetwork(int64_t kind, const int64_t* s) {
+        if (kind == IS_SCHNET) schnet.reset(new SchNet<R>({s[0], s[1], s[2], s[3], s[4]}));
+        if (kind == IS_PAINN) painn.reset(new PaiNN<R>({s[0], s[1], s[2], s[3], s[4]}));
+        if (kind == IS_TENSORNET) tensornet.reset(new TensorNet<R>({s[0], s[1], s[2], s[3], s[4]}));
+    }
+    // Call f(network, null of its pass's type).
     template <class F>
     void visit(F f) const {
-        if (schnet)
-            f(*schnet, (SchNetPass<R>*)nullptr);
-        else
-            f(*painn, (PaiNNPass<R>*)nullptr);
+        if (schnet) f(*schnet, (SchNetPass<R>*)nullptr);
+        if (painn) f(*painn, (PaiNNPass<R>*)nullptr);
+        if (tensornet) f(*tensornet, (TensorNetPass<R>*)nullptr);
     }
 };
 
@@ -56,23 +62,15 @@ void take_tables(Net& net, std::vector<Buffer<R>>& buffers, const R* from) {
 // Take other weights and tables of the same shapes.
 template <class R>
 void update(AnyNetwork<R>* any, const R* const* tensors, const R* tables, int threads) {
-    auto take = [&](auto& net) {
+    any->visit([&](auto& net, auto*) {
         net.take_weights(tensors, threads), take_tables(net, any->buffers, tables);
-    };
-    if (any->schnet)
-        take(*any->schnet);
-    else
-        take(*any->painn);
+    });
 }
 
 template <class R>
-AnyNetwork<R>* new_network(int64_t kind, const int64_t* s, const R* const* tensors, const R* tables,
-                           int threads) {
-    auto* any = new AnyNetwork<R>;
-    if (kind == IS_SCHNET)
-        any->schnet = new SchNet<R>({s[0], s[1], s[2], s[3], s[4]});
-    else
-        any->painn = new PaiNN<R>({s[0], s[1], s[2], s[3], s[4]});
+AnyNetwork<R>* new_network(int64_t kind, const int64_t* sizes, const R* const* tensors,
+                           const R* tables, int threads) {
+    auto* any = new AnyNetwork<R>(kind, sizes);
     update(any, tensors, tables, threads);
     return any;
 }

@@ -123,6 +123,10 @@ inline Dual<V> operator+(Dual<V> a, Dual<V> b) {
     return {a.x + b.x, a.d + b.d};
 }
 template <class V>
+inline Dual<V> operator-(Dual<V> a, Dual<V> b) {
+    return {a.x - b.x, a.d - b.d};
+}
+template <class V>
 inline Dual<V> operator*(Dual<V> a, Dual<V> b) {
     return {a.x * b.x, a.d * b.x + a.x * b.d};
 }
@@ -130,6 +134,23 @@ template <class V>
 inline Dual<V> operator/(Dual<V> a, Dual<V> b) {
     V x = a.x / b.x;
     return {x, (a.d - x * b.d) / b.x};
+}
+template <class V, class R>
+inline Dual<V> operator*(Dual<V> a, R b) {
+    return {a.x * b, a.d * b};
+}
+template <class V, class R>
+inline Dual<V> operator*(R a, Dual<V> b) {
+    return b * a;
+}
+template <class V, class R>
+inline Dual<V> operator+(Dual<V> a, R b) {
+    return {a.x + b, a.d};
+}
+template <class V, class R>
+inline Dual<V> operator/(R a, Dual<V> b) {
+    V x = a / b.x;
+    return {x, -x * b.d / b.x};
 }
 template <class V>
 inline Dual<V> root(Dual<V> a) {

@@ -31,7 +31,9 @@ struct PaiNN {
     Perceptron<R> readout;
     std::vector<const R*> tables;
 
-    static int64_t group(int64_t n) { return n ? GROUP<R, 3> : GROUP<R, 2>; }
+    static int64_t group(int64_t n) {
+        return (n ? Vectors<R, 3>::WIDTH : Vectors<R, 2>::WIDTH) * LANES<R>;
+    }
     static int64_t channels(int64_t n) { return n ? 3 : 2; }
 
     explicit PaiNN(Sizes s) : sizes(s) {}
@@ -55,27 +57,6 @@ struct PaiNN {
     }
 };
 
-// A lane of a quantity in arithmetic: its number, or number and tangent, of which the tangent is
-// written.
-template <class R, Mode MODE>
-struct Arithmetic;
-template <class R>
-struct Arithmetic<R, VALUE> {
-    using T = Vec<R>;
-    static T get(R* const (&of)[2], int64_t at) { return load(of[VALUE] + at); }
-    static void put(R* const (&of)[2], int64_t at, T x) { store(of[VALUE] + at, x); }
-    static T tiny() { return Vec<R>{} + R(TINY); }
-};
-template <class R>
-struct Arithmetic<R, TANGENT> {
-    using T = Dual<Vec<R>>;
-    static T get(R* const (&of)[2], int64_t at) {
-        return {load(of[VALUE] + at), load(of[TANGENT] + at)};
-    }
-    static void put(R* const (&of)[2], int64_t at, T x) { store(of[TANGENT] + at, x.d); }
-    static T tiny() { return {Vec<R>{} + R(TINY), Vec<R>{}}; }
-};
-
 template <class R>
 class PaiNNPass : public Pass<R, PaiNN<R>> {
     using Base = Pass<R, PaiNN<R>>;
@@ -95,9 +76,9 @@ class PaiNNPass : public Pass<R, PaiNN<R>> {
     const R* seeds = nullptr;
 
     template <int CHANNELS>
-    Convolution<R, CHANNELS> convolution(int64_t n) const {
+    Convolution<R, Vectors<R, CHANNELS>> convolution(int64_t n) const {
         const State& at = states[n];
-        return {graph, net.tables[n], F, sizes.rows, at.a, at.t, at.sn, at.v1, pull, rate};
+        return {graph, net.tables[n], F, sizes.rows, {at.a, at.t}, {at.sn, at.v1}, pull, rate};
     }
     bool last(int64_t n) const { return n + 1 == L; }
     const Quantity<R>& s_after(int64_t n) const { return last(n) ? s_end : states[n + 1].s; }

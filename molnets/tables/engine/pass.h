@@ -197,6 +197,27 @@ void gradients_of_weights(const Weights<R>& weights, const std::vector<Sum<R>>& 
     }
 }
 
+// A lane of a quantity in arithmetic: its number, or number and tangent, of which the tangent is
+// written.
+template <class R, Mode MODE>
+struct Arithmetic;
+template <class R>
+struct Arithmetic<R, VALUE> {
+    using T = Vec<R>;
+    static T get(R* const (&of)[2], int64_t at) { return load(of[VALUE] + at); }
+    static void put(R* const (&of)[2], int64_t at, T x) { store(of[VALUE] + at, x); }
+    static T tiny() { return Vec<R>{} + R(TINY); }
+};
+template <class R>
+struct Arithmetic<R, TANGENT> {
+    using T = Dual<Vec<R>>;
+    static T get(R* const (&of)[2], int64_t at) {
+        return {load(of[VALUE] + at), load(of[TANGENT] + at)};
+    }
+    static void put(R* const (&of)[2], int64_t at, T x) { store(of[TANGENT] + at, x.d); }
+    static T tiny() { return {Vec<R>{} + R(TINY), Vec<R>{}}; }
+};
+
 template <class R, class Network>
 class Pass {
 protected:
@@ -356,9 +377,9 @@ public:
 
     // ∂J/∂c of one block, (rows, channels, M), summed in a few parts whose number threads do not
     // change.
-    template <int CHANNELS>
-    void gradient_of_table(const Convolution<R, CHANNELS>& convolution, R* out) const {
-        constexpr int64_t group = GROUP<R, CHANNELS>;
+    template <class Message>
+    void gradient_of_table(const Convolution<R, Message>& convolution, R* out) const {
+        constexpr int64_t CHANNELS = Message::CHANNELS, group = Message::WIDTH * LANES<R>;
         int64_t M = padded<R>(sizes.M), rows = sizes.rows, size = 2 * rows * CHANNELS * M,
                 P = graph.num_parts();
         int64_t num =

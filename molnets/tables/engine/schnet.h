@@ -24,7 +24,7 @@ struct SchNet {
     Perceptron<R> readout;
     std::vector<const R*> tables;
 
-    static int64_t group(int64_t) { return GROUP<R, 1>; }
+    static int64_t group(int64_t) { return Vectors<R, 1>::WIDTH * LANES<R>; }
     static int64_t channels(int64_t) { return 1; }
 
     explicit SchNet(Sizes s) : sizes(s) {}
@@ -55,8 +55,8 @@ class SchNetPass : public Pass<R, SchNet<R>> {
     Inner readout;
     Quantity<R> energy;
 
-    Convolution<R, 1> convolution(int64_t n) const {
-        return {graph, net.tables[n], M, sizes.rows, h[n], {}, y[n], {}, pull, rate};
+    Convolution<R, Vectors<R, 1>> convolution(int64_t n) const {
+        return {graph, net.tables[n], M, sizes.rows, {h[n]}, {y[n]}, pull, rate};
     }
 
 public:
