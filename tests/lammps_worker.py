@@ -36,6 +36,7 @@ SKIN = 0.6
 SIZES = {
     "schnet": {"dim_embedding": 16, "num_filters": 24, "num_interactions": 3, "num_gaussians": 12},
     "painn": {"dim_embedding": 16, "num_interactions": 2, "num_gaussians": 12},
+    "tensornet": {"dim_embedding": 16, "num_interactions": 2, "num_gaussians": 12},
     "egnn": {"dim_embedding": 8, "num_interactions": 2, "num_gaussians": 8},
 }
 
@@ -339,6 +340,9 @@ CASES = {
     "refused": refused,
     "schnet": lambda: agreement(crystal((4, 4, 4)), "schnet"),
     "painn": lambda: agreement(crystal((4, 4, 4)), "painn"),
+    "tensornet": lambda: agreement(crystal((4, 4, 4)), "tensornet"),
+    "single tensornet": lambda: agreement(crystal((4, 4, 4)), "tensornet", torch.float32),
+    "thin tensornet": lambda: agreement(triclinic(), "tensornet"),
     "single schnet": lambda: agreement(crystal((4, 4, 4)), "schnet", torch.float32),
     "single painn": lambda: agreement(crystal((4, 4, 4)), "painn", torch.float32),
     "thin schnet": lambda: agreement(triclinic(), "schnet"),

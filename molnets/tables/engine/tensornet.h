@@ -12,8 +12,7 @@
 
 #pragma once
 
-#include "pass.h"
-#include "tensors.h"
+#include "rooms.h"
 
 namespace molnets {
 
@@ -22,18 +21,15 @@ struct TensorNet {
     struct Sizes {
         int64_t L, F, M, H, rows;  // 1 + blocks, features, again features, readout, rows of a table
     };
-    struct Mix {
-        Dense<R> layers[3];
-    };
     struct Block {
-        Mix before, after;
+        Mix<R> before, after;
     };
     static constexpr bool VECTORS = true;
     Sizes sizes;
     Weights<R> weights;
     Dense<R> p, q;
     Perceptron<R> phi, readout;
-    Mix mix;
+    Mix<R> mix;
     std::vector<Block> blocks;  // the first is empty
     std::vector<const R*> tables;
 
@@ -44,7 +40,7 @@ struct TensorNet {
 
     void take_weights(const R* const* tensors, int threads) {
         const int64_t F = sizes.F, H = sizes.H;
-        auto take_mix = [&](Mix& to) {
+        auto take_mix = [&](Mix<R>& to) {
             for (Dense<R>& layer : to.layers) layer = weights.layer({1, F, 1, F, false}, tensors);
         };
         weights.restart(), blocks.assign(sizes.L, {});
@@ -58,62 +54,11 @@ struct TensorNet {
     }
 };
 
-// (x - mean) / √(variance + EPS) of a row of blocks of F numbers, of which `num` are the network's.
-template <class R, Mode MODE>
-struct Norm {
-    using A = Arithmetic<R, MODE>;
-    using T = typename A::T;
-    static constexpr R EPS = R(1e-5);
-    const R* mask;  // 1 for the network's numbers of a block, 0 for what pads it
-    int64_t F, blocks;
-    R num;
-
-    static Vec<R> across(Vec<R> x) { return Vec<R>{} + sum<R>(x); }
-    static Dual<Vec<R>> across(Dual<Vec<R>> x) { return {across(x.x), across(x.d)}; }
-    template <class F_>
-    T mean(F_ of) const {
-        T total{};
-        for (int64_t f = 0; f < blocks * F; f += LANES<R>) total = total + of(f);
-        return across(total) * (R(1) / num);
-    }
-    struct Row {
-        T mean, scale;
-    };
-    Row row(const Quantity<R>& x, int64_t at) const {
-        T middle = mean([&](int64_t f) { return A::get(x.x, at + f); });
-        T variance = mean([&](int64_t f) {
-            T off = A::get(x.x, at + f) - middle;
-            return off * off * load(mask + f % F);
-        });
-        return {middle, R(1) / root(variance + EPS)};
-    }
-    T normed(const Quantity<R>& x, const Row& of, int64_t at, int64_t f) const {
-        return (A::get(x.x, at + f) - of.mean) * of.scale * load(mask + f % F);
-    }
-    void forward(const Quantity<R>& x, const Quantity<R>& y, int64_t i) const {
-        const int64_t at = i * blocks * F;
-        Row of = row(x, at);
-        for (int64_t f = 0; f < blocks * F; f += LANES<R>)
-            A::put(y.x, at + f, normed(x, of, at, f));
-    }
-    void backward(const Quantity<R>& x, const Quantity<R>& y, int64_t i) const {
-        const int64_t at = i * blocks * F;
-        Row of = row(x, at);
-        T level = mean([&](int64_t f) { return A::get(y.g, at + f); }),
-          along = mean([&](int64_t f) { return A::get(y.g, at + f) * normed(x, of, at, f); });
-        for (int64_t f = 0; f < blocks * F; f += LANES<R>) {
-            T g = A::get(y.g, at + f) - level - normed(x, of, at, f) * along;
-            A::put(x.g, at + f, g * of.scale * load(mask + f % F));
-        }
-    }
-};
-
 template <class R>
 class TensorNetPass : public Pass<R, TensorNet<R>> {
     using Base = Pass<R, TensorNet<R>>;
     using Base::begin, Base::end, Base::graph, Base::keep, Base::net, Base::sizes, Base::work;
     using Inner = typename Base::Inner;
-    using Mix = typename TensorNet<R>::Mix;
     const int64_t N = graph.num_rows, L = sizes.L, F = padded<R>(sizes.F), H = padded<R>(sizes.H);
     struct State {
         Parts<R> x, b, y;  // X, b(X), Y: what is sent
@@ -192,32 +137,9 @@ private:
 
     template <Mode MODE>
     using T = typename Arithmetic<R, MODE>::T;
-    int64_t place(int k, int64_t i, int64_t f) const {
-        return (i * ROWS_OF[PART_OF[k]] + ROW_OF[k]) * F + f;
-    }
     template <Mode MODE>
-    Nine<T<MODE>> value(const Parts<R>& of, int64_t i, int64_t f) const {
-        Nine<T<MODE>> x;
-        for (int k = 0; k < 9; k++)
-            x.c[k] = Arithmetic<R, MODE>::get(of.part[PART_OF[k]].x, place(k, i, f));
-        return x;
-    }
-    template <Mode MODE>
-    Nine<T<MODE>> gradient(const Parts<R>& of, int64_t i, int64_t f) const {
-        Nine<T<MODE>> g;
-        for (int k = 0; k < 9; k++)
-            g.c[k] = Arithmetic<R, MODE>::get(of.part[PART_OF[k]].g, place(k, i, f));
-        return g;
-    }
-    template <Mode MODE>
-    void put(const Parts<R>& of, int64_t i, int64_t f, const Nine<T<MODE>>& x) const {
-        for (int k = 0; k < 9; k++)
-            Arithmetic<R, MODE>::put(of.part[PART_OF[k]].x, place(k, i, f), x.c[k]);
-    }
-    template <Mode MODE>
-    void put_gradient(const Parts<R>& of, int64_t i, int64_t f, const Nine<T<MODE>>& g) const {
-        for (int k = 0; k < 9; k++)
-            Arithmetic<R, MODE>::put(of.part[PART_OF[k]].g, place(k, i, f), g.c[k]);
+    Rooms<R, MODE> rooms() const {
+        return {F};
     }
     template <class B>
     void each(int64_t lo, int64_t hi, B body) const {
@@ -229,24 +151,6 @@ private:
         return {mask, F, blocks, R(blocks * sizes.F)};
     }
 
-    void apply(const Mix& mix, int64_t lo, int64_t hi, const Parts<R>& x, const Parts<R>& y,
-               Mode mode) const {
-        for (int p = 0; p < 3; p++) {
-            const int64_t from = ROWS_OF[p] * lo * F;
-            mix.layers[p].forward(ROWS_OF[p] * (hi - lo), x.part[p].x[mode] + from, F,
-                                  y.part[p].x[mode] + from, F, mode);
-        }
-    }
-    // From the gradients of y to those of x, added to what these are if `add`.
-    void apply_back(const Mix& mix, int64_t lo, int64_t hi, const Parts<R>& y, const Parts<R>& x,
-                    Mode mode, bool add) const {
-        for (int p = 0; p < 3; p++) {
-            const int64_t from = ROWS_OF[p] * lo * F;
-            R* g_x = x.part[p].g[mode] + from;
-            mix.layers[p].backward(ROWS_OF[p] * (hi - lo), y.part[p].g[mode] + from, F, g_x, F,
-                                   add ? g_x : nullptr);
-        }
-    }
     void clear(const Parts<R>& of, int64_t lo, int64_t hi, Mode mode) const {
         for (int p = 0; p < 3; p++) {
             R* x = of.part[p].x[mode];
@@ -274,25 +178,26 @@ private:
     void start(int64_t lo, int64_t hi) {
         using A = Arithmetic<R, MODE>;
         each(lo, hi, [&](int64_t i, int64_t f) {
-            auto m = value<MODE>(states[0].m, i, f);
+            auto m = rooms<MODE>().value(states[0].m, i, f);
             A::put(first.squares.x, i * F + f, dot(m, m));
         });
         for (int64_t i = lo; i < hi; i++) norm<MODE>(1).forward(first.squares, first.normed, i);
         net.phi.forward(lo, hi, first.normed, this->at_rows(first.phi, lo, F), first.scale, MODE,
                         false);
-        apply(net.mix, lo, hi, states[0].m, first.mixed, MODE);
+        net.mix.forward(lo, hi, states[0].m, first.mixed, F, MODE);
         each(lo, hi, [&](int64_t i, int64_t f) {
-            auto x = value<MODE>(first.mixed, i, f);
+            auto x = rooms<MODE>().value(first.mixed, i, f);
             for (int k = 0; k < 9; k++)
                 x.c[k] = x.c[k] * A::get(first.scale.x, (3 * i + PART_OF[k]) * F + f);
-            put<MODE>(x_after(0), i, f, x);
+            rooms<MODE>().put(x_after(0), i, f, x);
         });
     }
     template <Mode MODE>
     void start_back(int64_t lo, int64_t hi) {
         using A = Arithmetic<R, MODE>;
         each(lo, hi, [&](int64_t i, int64_t f) {
-            auto g = gradient<MODE>(x_after(0), i, f), x = value<MODE>(first.mixed, i, f);
+            auto g = rooms<MODE>().gradient(x_after(0), i, f),
+                 x = rooms<MODE>().value(first.mixed, i, f);
             T<MODE> of_scale[3] = {};
             for (int k = 0; k < 9; k++) {
                 const int p = PART_OF[k];
@@ -300,36 +205,37 @@ private:
                 g.c[k] = g.c[k] * A::get(first.scale.x, (3 * i + p) * F + f);
             }
             for (int p = 0; p < 3; p++) A::put(first.scale.g, (3 * i + p) * F + f, of_scale[p]);
-            put_gradient<MODE>(first.mixed, i, f, g);
+            rooms<MODE>().put_gradient(first.mixed, i, f, g);
         });
-        apply_back(net.mix, lo, hi, first.mixed, states[0].m, MODE, false);
+        net.mix.backward(lo, hi, first.mixed, states[0].m, F, MODE, false);
         net.phi.backward(lo, hi, first.scale, this->at_rows(first.phi, lo, F), first.normed, MODE);
         for (int64_t i = lo; i < hi; i++) norm<MODE>(1).backward(first.squares, first.normed, i);
         each(lo, hi, [&](int64_t i, int64_t f) {
-            auto g = gradient<MODE>(states[0].m, i, f), m = value<MODE>(states[0].m, i, f);
+            auto g = rooms<MODE>().gradient(states[0].m, i, f),
+                 m = rooms<MODE>().value(states[0].m, i, f);
             auto of_square = R(2) * A::get(first.squares.g, i * F + f);
             for (int k = 0; k < 9; k++) g.c[k] = g.c[k] + of_square * m.c[k];
-            put_gradient<MODE>(states[0].m, i, f, g);
+            rooms<MODE>().put_gradient(states[0].m, i, f, g);
         });
     }
 
     // What the atoms lo to hi send in block n.
     template <Mode MODE>
     void send(int64_t n, int64_t lo, int64_t hi) {
-        const State& at = states[n];
+        const auto& at = states[n];
         each(lo, hi, [&](int64_t i, int64_t f) {
-            put<MODE>(at.b, i, f, bounded<R>(value<MODE>(at.x, i, f)));
+            rooms<MODE>().put(at.b, i, f, bounded<R>(rooms<MODE>().value(at.x, i, f)));
         });
-        apply(net.blocks[n].before, lo, hi, at.b, at.y, MODE);
+        net.blocks[n].before.forward(lo, hi, at.b, at.y, F, MODE);
     }
     // From the gradients of what was sent, and of b(X), to those of X.
     template <Mode MODE>
     void send_back(int64_t n, int64_t lo, int64_t hi) {
         const State& at = states[n];
-        apply_back(net.blocks[n].before, lo, hi, at.y, at.b, MODE, true);
+        net.blocks[n].before.backward(lo, hi, at.y, at.b, F, MODE, true);
         each(lo, hi, [&](int64_t i, int64_t f) {
-            auto x = value<MODE>(at.x, i, f), g = gradient<MODE>(at.b, i, f);
-            put_gradient<MODE>(at.x, i, f, bounded_back<R>(x, g));
+            auto x = rooms<MODE>().value(at.x, i, f), g = rooms<MODE>().gradient(at.b, i, f);
+            rooms<MODE>().put_gradient(at.x, i, f, bounded_back<R>(x, g));
         });
     }
 
@@ -337,16 +243,16 @@ private:
     void update(int64_t n, int64_t lo, int64_t hi) {
         const State& at = states[n];
         each(lo, hi, [&](int64_t i, int64_t f) {
-            auto y = matrix_of<R>(value<MODE>(at.y, i, f)),
-                 m = matrix_of<R>(value<MODE>(at.m, i, f));
-            put<MODE>(at.c, i, f, bounded<R>(parts_of<R>(products(y, m, m, y))));
+            auto y = matrix_of<R>(rooms<MODE>().value(at.y, i, f)),
+                 m = matrix_of<R>(rooms<MODE>().value(at.m, i, f));
+            rooms<MODE>().put(at.c, i, f, bounded<R>(parts_of<R>(products(y, m, m, y))));
         });
-        apply(net.blocks[n].after, lo, hi, at.c, at.d, MODE);
+        net.blocks[n].after.forward(lo, hi, at.c, at.d, F, MODE);
         each(lo, hi, [&](int64_t i, int64_t f) {
-            auto b = value<MODE>(at.b, i, f), change = value<MODE>(at.d, i, f);
+            auto b = rooms<MODE>().value(at.b, i, f), change = rooms<MODE>().value(at.d, i, f);
             auto d = matrix_of<R>(change), square = parts_of<R>(product(d, d));
             for (int k = 0; k < 9; k++) b.c[k] = b.c[k] + change.c[k] + square.c[k];
-            put<MODE>(x_after(n), i, f, b);
+            rooms<MODE>().put(x_after(n), i, f, b);
         });
     }
     // From the gradients of X' to those of b(X), of M, and of Y as far as the atom itself goes.
@@ -354,22 +260,22 @@ private:
     void update_back(int64_t n, int64_t lo, int64_t hi) {
         const State& at = states[n];
         each(lo, hi, [&](int64_t i, int64_t f) {
-            auto g = gradient<MODE>(x_after(n), i, f);
-            put_gradient<MODE>(at.b, i, f, g);
-            auto d = turned(matrix_of<R>(value<MODE>(at.d, i, f))), g_x = matrix_of<R>(g);
+            auto g = rooms<MODE>().gradient(x_after(n), i, f);
+            rooms<MODE>().put_gradient(at.b, i, f, g);
+            auto d = turned(matrix_of<R>(rooms<MODE>().value(at.d, i, f))), g_x = matrix_of<R>(g);
             auto of_d = parts_of<R>(products(g_x, d, d, g_x));
             for (int k = 0; k < 9; k++) g.c[k] = g.c[k] + of_d.c[k];
-            put_gradient<MODE>(at.d, i, f, g);
+            rooms<MODE>().put_gradient(at.d, i, f, g);
         });
-        apply_back(net.blocks[n].after, lo, hi, at.d, at.c, MODE, false);
+        net.blocks[n].after.backward(lo, hi, at.d, at.c, F, MODE, false);
         each(lo, hi, [&](int64_t i, int64_t f) {
-            auto y = matrix_of<R>(value<MODE>(at.y, i, f)),
-                 m = matrix_of<R>(value<MODE>(at.m, i, f));
+            auto y = matrix_of<R>(rooms<MODE>().value(at.y, i, f)),
+                 m = matrix_of<R>(rooms<MODE>().value(at.m, i, f));
             auto c = parts_of<R>(products(y, m, m, y));
-            auto g = matrix_of<R>(bounded_back<R>(c, gradient<MODE>(at.c, i, f)));
+            auto g = matrix_of<R>(bounded_back<R>(c, rooms<MODE>().gradient(at.c, i, f)));
             y = turned(y), m = turned(m);
-            put_gradient<MODE>(at.y, i, f, parts_of<R>(products(g, m, m, g)));
-            put_gradient<MODE>(at.m, i, f, parts_of<R>(products(y, g, g, y)));
+            rooms<MODE>().put_gradient(at.y, i, f, parts_of<R>(products(g, m, m, g)));
+            rooms<MODE>().put_gradient(at.m, i, f, parts_of<R>(products(y, g, g, y)));
         });
     }
 
@@ -378,7 +284,7 @@ private:
         using A = Arithmetic<R, MODE>;
         Inner at = this->at_rows(readout, lo, H);
         each(lo, hi, [&](int64_t i, int64_t f) {
-            auto x = value<MODE>(x_end, i, f);
+            auto x = rooms<MODE>().value(x_end, i, f);
             T<MODE> total[3] = {};
             for (int k = 0; k < 9; k++) total[PART_OF[k]] = total[PART_OF[k]] + x.c[k] * x.c[k];
             for (int p = 0; p < 3; p++) A::put(squares.x, (3 * i + p) * F + f, total[p]);
@@ -393,28 +299,20 @@ private:
         net.readout.backward(lo, hi, energy, at, normed, MODE);
         for (int64_t i = lo; i < hi; i++) norm<MODE>(3).backward(squares, normed, i);
         each(lo, hi, [&](int64_t i, int64_t f) {
-            auto x = value<MODE>(x_end, i, f);
+            auto x = rooms<MODE>().value(x_end, i, f);
             for (int k = 0; k < 9; k++)
                 x.c[k] = R(2) * x.c[k] * A::get(squares.g, (3 * i + PART_OF[k]) * F + f);
-            put_gradient<MODE>(x_end, i, f, x);
+            rooms<MODE>().put_gradient(x_end, i, f, x);
         });
-        turn_round<MODE>(L - 1, lo, hi);
+        L > 1 ? update_back<MODE>(L - 1, lo, hi) : start_back<MODE>(lo, hi);
     }
-    template <Mode MODE>
-    void turn_round(int64_t n, int64_t lo, int64_t hi) {
-        if (n)
-            update_back<MODE>(n, lo, hi);
-        else
-            start_back<MODE>(lo, hi);
-    }
-
     template <Mode MODE>
     void backward(int64_t n, int64_t part) {
         if (n == 0) return back_to_elements<MODE>(part);
         Base::by_rows(begin(part), end(part), [&](int64_t lo, int64_t hi) {
             convolution(n).template backward<MODE, true>(lo, hi);
             send_back<MODE>(n, lo, hi);
-            turn_round<MODE>(n - 1, lo, hi);
+            n > 1 ? update_back<MODE>(n - 1, lo, hi) : start_back<MODE>(lo, hi);
         });
     }
     template <Mode MODE>
@@ -437,12 +335,10 @@ private:
     }
 
     void fetch(int64_t stage) {
-        const bool back = stage > L;
         if (stage < 2) return;
-        const Parts<R>& of = back ? states[2 * L - stage].m : states[stage - 1].y;
-        for (int p = 0; p < 3; p++)
-            this->exchange((back ? of.part[p].g : of.part[p].x)[VALUE], of.part[p].stride,
-                           of.part[p].stride);
+        for (const Quantity<R>& q :
+             (stage > L ? states[2 * L - stage].m : states[stage - 1].y).part)
+            this->exchange((stage > L ? q.g : q.x)[VALUE], q.stride, q.stride);
     }
 
 public:
@@ -480,12 +376,15 @@ public:
             else
                 backward<TANGENT>(2 * L - stage, part);
         });
-        std::vector<Sum<R>> sums = {{first.p, first.z, N}, {first.q, first.z, N}};
-        sums.push_back({first.phi.s, first.normed, N});
-        sums.push_back({first.scale, first.phi.a, N});
-        add_mix(sums, first.mixed, states[0].m);
-        for (int64_t n = 1; n < L; n++)
-            add_mix(sums, states[n].y, states[n].b), add_mix(sums, states[n].d, states[n].c);
+        std::vector<Sum<R>> sums = {{first.p, first.z, N},
+                                    {first.q, first.z, N},
+                                    {first.phi.s, first.normed, N},
+                                    {first.scale, first.phi.a, N}};
+        Mix<R>::add_sums(sums, first.mixed, states[0].m, F, N);
+        for (int64_t n = 1; n < L; n++) {
+            Mix<R>::add_sums(sums, states[n].y, states[n].b, F, N);
+            Mix<R>::add_sums(sums, states[n].d, states[n].c, F, N);
+        }
         sums.push_back({readout.s, normed, N}), sums.push_back({energy, readout.a, N});
         gradients_of_weights(net.weights, sums, this->threads, true, of_weights);
         for (int64_t n = 0; n < L; n++, of_tables += sizes.rows * 3 * sizes.F)
@@ -496,16 +395,6 @@ public:
         for (int64_t i = 0; i < N; i++)
             std::copy(first.z.g[TANGENT] + i * F, first.z.g[TANGENT] + i * F + sizes.F,
                       of_embeddings + graph.order[i] * sizes.F);
-    }
-
-private:
-    // A matrix' rows, one for each of its numbers.
-    void add_mix(std::vector<Sum<R>>& sums, const Parts<R>& y, const Parts<R>& x) const {
-        for (int p = 0; p < 3; p++) {
-            Quantity<R> of_y = y.part[p], of_x = x.part[p];
-            of_y.stride = of_x.stride = F;
-            sums.push_back({of_y, of_x, ROWS_OF[p] * N});
-        }
     }
 };
 
