@@ -1,9 +1,10 @@
-"""Errors against minutes of one core, on ethanol: networks and kernels, ours and others'.
+"""Errors against minutes of one core, on ethanol and silicon: networks, ours and others', kernels.
 
     OMP_NUM_THREADS=1 python -m benchmarks.minutes train painn --minutes 3 --seed 1 --runs runs
     OMP_NUM_THREADS=1 python -m benchmarks.minutes train painn --minutes 1.5 --frames 100
     OMP_NUM_THREADS=1 python -m benchmarks.minutes train tensornet --minutes 3 --runs runs
     OMP_NUM_THREADS=1 python -m benchmarks.minutes train sgdml --frames 400 --runs runs
+    OMP_NUM_THREADS=1 python -m benchmarks.minutes train painn --minutes 3 --data silicon
     OMP_NUM_THREADS=1 python -m benchmarks.minutes speed painn --runs runs
     python -m benchmarks.minutes page
 
@@ -33,73 +34,69 @@ import torch
 from torch import Tensor
 
 from benchmarks import others
-from benchmarks.accuracy import DATA
-from benchmarks.minutes_page import CASES, draw, page
+from benchmarks.minutes_data import SOURCES, data_of, parts_of
+from benchmarks.minutes_data import errors as errors_of_frames
+from benchmarks.minutes_page import CASES, DATA_OF_CASES, data_name, draw, page
 from benchmarks.others_measures import errors
 from benchmarks.recipes import Timed
 from molnets import Potential, checkpoint, tabulated
 from molnets.files import write_json
 from molnets.networks import sizes_of
-from molnets.training import (
-    Dataset,
-    Settings,
-    evaluate,
-    load,
-    recipes,
-    split,
-    standardized,
-)
+from molnets.training import Dataset, Settings, evaluate, recipes, standardized
 
 NUMBERS = Path(__file__).with_suffix(".json")
-KEY = ("case", "minutes", "seed", "frames")
+KEY = ("data", "case", "minutes", "seed", "frames")
 HIDDEN = ("test_E", "test_F")  # from what is trained
-ALL_FRAMES = 1000  # for training, those that choose the weights among them
-OF_NETWORKS = {  # beside the recipe's; without one, the settings of `benchmarks.networks`
-    "painn": {"cutoff": 3.5},  # the best of the recipes' search; the recipe keeps the default
-    "egnn": {"batch_size": 5, "lr": 3e-3, "rho_energy": 0.05, "gamma": 4.0},
-    "dimenet": {"batch_size": 5, "lr": 1e-3, "rho_energy": 0.05},
+OF_NETWORKS = {  # beside the recipe's, or in its place where it has none
+    "ethanol": {
+        "painn": {"cutoff": 3.5},  # the best of the recipes' search; the recipe keeps the default
+        "egnn": {"batch_size": 5, "lr": 3e-3, "rho_energy": 0.05, "gamma": 4.0},
+        "dimenet": {"batch_size": 5, "lr": 1e-3, "rho_energy": 0.05},
+        "tensornet": {"batch_size": 5, "lr": 1e-3, "rho_energy": 0.05, "gamma": 4.0},
+    },
+    "silicon": {
+        "schnet": {"batch_size": 2, "lr": 1e-3, "gamma": 1.0},
+        "egnn": {"batch_size": 2, "lr": 1e-3, "gamma": 4.0},
+        "dimenet": {"batch_size": 2, "lr": 1e-3},
+        "tensornet": {"batch_size": 2, "lr": 1e-3, "gamma": 4.0},
+    },
 }
 
 
-def parts_of(data: Dataset, frames: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return training, validation and test frames: a tenth of the frames, at most 30, validates.
-
-    All frames are split as they are for the others; fewer are drawn with the seed.
-    """
-    num_validation = min(others.NUM_VALIDATION, frames // 10)
-    drawn = others.SEED if frames == ALL_FRAMES else seed
-    return split(data, frames - num_validation, num_validation, 0, drawn)
+def folder(data: str, runs: Path) -> Path:
+    """Return the folder of the runs on some data."""
+    return runs if data == "ethanol" else runs / data
 
 
-def values_of(case: str, data: Dataset) -> dict[str, Any]:
+def values_of(case: str, data: Dataset, name: str = "ethanol") -> dict[str, Any]:
     """Return the settings and sizes of one of our networks."""
     network, engine = CASES[case].network, CASES[case].engine
     values = recipes.values_of(recipes.choose(data), network)
-    return {**values, **OF_NETWORKS.get(network, {}), "engine": engine}
+    return {**values, **OF_NETWORKS[name].get(network, {}), "engine": engine}
 
 
 def train_ours(
-    case: str, minutes: float, seed: int, frames: int, runs: Path, data: Dataset | None = None
+    case: str, minutes: float, seed: int, frames: int, runs: Path, name: str = "ethanol"
 ) -> dict[str, Any]:
     """Train one of our networks for minutes of the processor; return how, and its test errors."""
-    data = load(DATA / "rmd17_ethanol.npz") if data is None else data
-    train, validation, test = parts_of(data, frames, seed)
-    values = values_of(case, data) | {"minutes": minutes, "seed": seed}
+    data = data_of(name)
+    train, validation, test = parts_of(data, frames, seed, SOURCES[name])
+    values = values_of(case, data, name) | {"minutes": minutes, "seed": seed}
     sizes = recipes.with_values(sizes_of(CASES[case].network)(), values)
     settings = recipes.with_values(Settings(), values)
     torch.manual_seed(seed)
-    out = runs / f"{case}_{minutes:g}_{seed}_{frames}"
+    out = folder(name, runs) / f"{case}_{minutes:g}_{seed}_{frames}"
     trainer = Timed(standardized(sizes, data, train), data, train, validation, settings, out)
     begun = time.process_time()
     trainer.run(progress=False)
     seconds = time.process_time() - begun
     potential = checkpoint.load(out / "best.pt")
-    found = evaluate(potential, data, test).errors
-    return {
-        "force_mae": found.force_mae, "energy_mae": found.energy_mae, "num_train": len(train),
-        "num_validation": len(validation), "num_test": len(test), "processor_seconds": seconds,
-        "epochs": trainer.epoch, "parameters": sum(w.numel() for w in trainer.weights),
-        "cutoff": potential.cutoff, "changed": {k: v for k, v in values.items() if k != "minutes"},
+    _, energies, forces, _ = evaluate(potential, data, test)
+    return errors_of_frames(energies, forces, data, test) | {
+        "num_train": len(train), "num_validation": len(validation), "num_test": len(test),
+        "processor_seconds": seconds, "epochs": trainer.epoch,
+        "parameters": sum(w.numel() for w in trainer.weights), "cutoff": potential.cutoff,
+        "changed": {k: v for k, v in values.items() if k != "minutes"},
         "sizes": asdict(sizes), "versions": {"torch": torch.__version__},
     }  # fmt: skip
 
@@ -137,24 +134,46 @@ def train_kernel(case: str, frames: int, options: argparse.Namespace) -> dict[st
 
 
 def speed(case: str, options: argparse.Namespace) -> dict[str, float]:
-    """Return ms of the processor for energies and forces of 1 and of 64 ethanols, medians."""
-    best = sorted(options.runs.glob(f"{case}_*_0_{ALL_FRAMES}/best.pt"))[-1]
-    z, R = (torch.from_numpy(others.frames()[key]) for key in ("z", "test_R"))
-    potential = checkpoint.load(best)
-    return {f"ms_{count}": ms(case, potential, z, R[:count]) for count in (1, 64)}
+    """Return ms of the processor for energies and forces, medians.
+
+    On ethanol of 1 and of 64 molecules; on silicon of a cell of 64 atoms and of 8 such cells.
+    """
+    name = options.data
+    found = folder(name, options.runs).glob(f"{case}_*_0_{SOURCES[name].frames}/best.pt")
+    model = checkpoint.load(sorted(found)[-1])
+    model = tabulated(model) if CASES[case].engine == "spline" else model
+    if name == "ethanol":
+        z, R = (torch.from_numpy(others.frames()[key]) for key in ("z", "test_R"))
+        return {f"ms_{count}": ms(model, molecules(z, R[:count])) for count in (1, 64)}
+    data = data_of(name)
+    *_, test = parts_of(data, SOURCES[name].frames, 0, SOURCES[name])
+    whole = test[data.n_atoms[test] == 64][:1]
+    return {f"ms_{64 * k**3}": ms(model, crystal(data, whole, k)) for k in (1, 2)}
 
 
-def ms(case: str, potential: Potential, z: Tensor, R: Tensor, budget: float = 5.0) -> float:
-    """Return the median time of energies and forces in ms of the processor."""
-    model = tabulated(potential) if CASES[case].engine == "spline" else potential
-    pos = R.float().reshape(-1, 3)
+def molecules(z: Tensor, R: Tensor) -> tuple[Tensor, ...]:
+    """Return what a model takes of copies of a molecule, z (n,), R (B, n, 3)."""
     atoms, batch = z.repeat(len(R)).view(-1, 1), torch.arange(len(R)).repeat_interleave(len(z))
+    return atoms, R.float().reshape(-1, 3), batch
+
+
+def crystal(data: Dataset, frame: Tensor, k: int) -> tuple[Tensor, ...]:
+    """Return what a model takes of a frame, (1,), repeated k times along each lattice vector."""
+    atoms, cell = data.atoms_of(frame), data.cells[frame[0]]
+    shifts = torch.cartesian_prod(*3 * [torch.arange(k)]).double() @ cell  # (k³, 3)
+    pos = (data.pos[atoms] + shifts.unsqueeze(1)).reshape(-1, 3)
+    z, batch = data.z[atoms].repeat(k**3).view(-1, 1), torch.zeros(len(pos), dtype=torch.int64)
+    return z, pos.float(), batch, (k * cell).float().unsqueeze(0)
+
+
+def ms(model: Potential, inputs: tuple[Tensor, ...], budget: float = 5.0) -> float:
+    """Return the median time of energies and forces in ms of the processor."""
     lasted: list[float] = []
     for _ in range(5):
-        model.energy_and_forces(atoms, pos, batch)
+        model.energy_and_forces(*inputs)
     while sum(lasted) < budget or len(lasted) < 9:
         begun = time.process_time()
-        model.energy_and_forces(atoms, pos, batch)
+        model.energy_and_forces(*inputs)
         lasted.append(time.process_time() - begun)
     return 1000 * float(np.median(lasted))
 
@@ -166,7 +185,7 @@ def numbers() -> dict[str, Any]:
 
 def key_of(row: dict[str, Any]) -> tuple:
     """Return what a row is known by."""
-    return tuple(row[name] for name in KEY)
+    return tuple({"data": data_name(row), **row}[name] for name in KEY)
 
 
 def add(found: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
@@ -178,18 +197,25 @@ def add(found: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
 def train(options: argparse.Namespace) -> None:
     """Train and test a case that is not there yet, and add it to the numbers."""
     case, minutes = options.case, options.minutes if CASES[options.case].kind != "kernel" else 0
-    key = {"case": case, "minutes": minutes, "seed": options.seed, "frames": options.frames}
+    frames = options.frames or SOURCES[options.data].frames
+    key = dict(zip(KEY, (options.data, case, minutes, options.seed, frames), strict=True))
     if key_of(key) in [key_of(row) for row in numbers()["rows"]]:
         return
     if CASES[case].kind == "ours":
-        row = train_ours(case, minutes, options.seed, options.frames, options.runs)
+        row = train_ours(case, minutes, options.seed, frames, options.runs, options.data)
     elif CASES[case].kind == "theirs":
         row = train_theirs(case, minutes, options)
     else:
-        row = train_kernel(case, options.frames, options)
+        row = train_kernel(case, frames, options)
     today = datetime.now(timezone.utc).date().isoformat()
     write_json(add(numbers(), key | row | {"date": today, "machine": others.machine()}), NUMBERS)
     print(key, round(1000 * row["force_mae"], 2), round(1000 * row["energy_mae"], 2), flush=True)
+
+
+def add_speed(found: dict[str, Any], data: str, case: str, ms: dict[str, float]) -> dict[str, Any]:
+    """Return the numbers with the times of a case: ethanol's under "speed"."""
+    key = "speed" if data == "ethanol" else f"speed_{data}"
+    return found | {key: found.get(key, {}) | {case: ms}}
 
 
 def write_page() -> None:
@@ -199,6 +225,20 @@ def write_page() -> None:
     draw(numbers(), earlier, NUMBERS.with_suffix(".svg"))
 
 
+def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Stop at what cannot be trained as it is asked for."""
+    case = options.case
+    if options.what == "page":
+        return
+    if case is None:
+        parser.error("case: expected a network or a kernel")
+    if options.data not in DATA_OF_CASES.get(case, ("ethanol",)):
+        parser.error(f"data: expected no {options.data} for {case}")
+    all_frames = SOURCES[options.data].frames
+    if CASES[case].kind == "theirs" and (options.seed or options.frames not in (None, all_frames)):
+        parser.error(f"seed, frames: expected 0 and all for {case}, which has no others")
+
+
 def main() -> None:
     """Do what is asked for."""
     parser = argparse.ArgumentParser(
@@ -206,19 +246,20 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("train", "speed", "page"))
     parser.add_argument("case", nargs="?", choices=CASES)
+    parser.add_argument("--data", choices=SOURCES, default="ethanol")
     parser.add_argument("--minutes", type=float, default=3.0, help="of the processor")
     parser.add_argument("--seed", type=int, default=0, help="of weights and order")
-    parser.add_argument("--frames", type=int, default=ALL_FRAMES, help="with those that validate")
+    parser.add_argument("--frames", type=int, help="with those that validate, else all")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--environments", type=Path, default=Path(".venv"), help="their folder")
     options = parser.parse_args()
+    check(options, parser)
     torch.set_num_threads(1)
     if options.what == "train":
         train(options)
     elif options.what == "speed":
-        found = numbers()
-        found["speed"][options.case] = speed(options.case, options)
-        write_json(found, NUMBERS)
+        times = speed(options.case, options)
+        write_json(add_speed(numbers(), options.data, options.case, times), NUMBERS)
     else:
         write_page()
 

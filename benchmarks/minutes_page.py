@@ -1,7 +1,8 @@
 """What `benchmarks.minutes` measured, as a page and a figure.
 
 Rows:   {"case", "minutes" or 0 for kernels, "seed", "frames", "force_mae", "energy_mae", …}, in eV
-        and Å; those of `others.json`, 28.5 minutes, are told by `earlier`.
+        and Å; "data", where it is not ethanol. Those of `others.json`, 28.5 minutes, are told by
+        `earlier`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 
+from benchmarks.minutes_data import SOURCES
 from benchmarks.minutes_text import AHEAD, COMMANDS, CURVES, INTRO, NOT_MEASURED, NOTES, PUBLISHED
 from benchmarks.peers_page import table
 
-ALL_FRAMES = 1000
+ALL_FRAMES = SOURCES["ethanol"].frames
 Row = dict[str, Any]
 
 
@@ -36,11 +38,17 @@ CASES = {
     "schnet-plain": Case("SchNet, plain †", "ours", "schnet", "plain", ("s:", "#0072b2")),
     "egnn": Case("EGNN †", "ours", "egnn", "plain", ("v:", "#56b4e9")),
     "dimenet": Case("DimeNet++ †", "ours", "dimenet", "plain", ("^:", "#777777")),
-    "tensornet": Case("TensorNet", "theirs", "tensornet", "", ("o--", "#d55e00")),
+    "tensornet-tables": Case(
+        "TensorNet, tables †", "ours", "tensornet", "spline", ("o-", "#d55e00")
+    ),
+    "tensornet": Case("TensorNet (torchmd-net)", "theirs", "tensornet", "", ("o--", "#d55e00")),
     "nequip": Case("NequIP", "theirs", "nequip", "", ("P--", "#009e73")),
     "mace": Case("MACE", "theirs", "mace", "", ("X--", "#e69f00")),
     "sgdml": Case("sGDML", "kernel", "sgdml", "", ("*-.", "#000000")),
     "fchl19": Case("FCHL19", "kernel", "fchl19", "", ("h-.", "#a0522d")),
+}
+DATA_OF_CASES = {  # beside those of ethanol alone
+    case: ("ethanol", "silicon") for case, what in CASES.items() if what.kind == "ours"
 }
 EARLIER = {  # which of ours `others.json` trained: with settings from before the recipes
     "schnet": "schnet", "painn": "painn-plain", "egnn": "egnn", "dimenet": "dimenet",
@@ -48,9 +56,15 @@ EARLIER = {  # which of ours `others.json` trained: with settings from before th
 }  # fmt: skip
 
 
+def data_name(row: Row) -> str:
+    """Return the data that a row is of: ethanol where it does not say."""
+    return row.get("data", "ethanol")
+
+
 def rows_of(numbers: Row, earlier: Row) -> list[Row]:
     """Return the rows of all frames, those of `others.json` among them, and all of kernels."""
-    rows = [row for row in numbers["rows"] if row["frames"] == ALL_FRAMES or not row["minutes"]]
+    rows = [row for row in numbers["rows"] if data_name(row) == "ethanol"
+            and (row["frames"] == ALL_FRAMES or not row["minutes"])]  # fmt: skip
     for name, case in EARLIER.items():
         row = earlier["networks"].get(name)
         if row and "force_mae" in row:
@@ -184,9 +198,10 @@ def settings_lines(rows: list[Row]) -> list[str]:
 def curve_rows(numbers: Row) -> dict[tuple[str, float], dict[int, list[Row]]]:
     """Return the rows of learning curves: by network and budget, then by frames."""
     curves: dict[tuple[str, float], dict[int, list[Row]]] = {}
-    short_of = {(r["case"], r["minutes"]) for r in numbers["rows"]
+    rows = [row for row in numbers["rows"] if data_name(row) == "ethanol"]
+    short_of = {(r["case"], r["minutes"]) for r in rows
                 if r["frames"] < ALL_FRAMES and r["minutes"]}  # fmt: skip
-    for row in numbers["rows"]:
+    for row in rows:
         if (row["case"], row["minutes"]) in short_of:
             curve = curves.setdefault((row["case"], row["minutes"]), {})
             curve.setdefault(row["frames"], []).append(row)

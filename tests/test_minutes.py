@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import time
 
 import numpy as np
 import pytest
 import torch
-from frames import ROOT, npz, trainer_for
+from frames import CELL, DATA, ROOT, dataset, npz, of_sizes, trainer_for
+from networks import painn
 
 from benchmarks import kernels_worker, minutes, minutes_page
+from benchmarks.minutes_data import Source, errors, parts_of
 from benchmarks.minutes_page import best_within, curve_rows, draw, page, rows_of, said
-from molnets.training import Settings, load
+from molnets import Potential, checkpoint
+from molnets.training import Dataset, Settings, evaluate, load, recipes
 
 EARLIER = {"minutes": 28.5, "networks": {"tensornet": {"force_mae": 0.006, "energy_mae": 0.001,
            "epochs": 9, "parameters": 5, "cutoff": 4.5, "ms_1": 16.0, "ms_64": 300.0}}}  # fmt: skip
@@ -63,23 +67,28 @@ def test_trainer_goes_by_the_processor(data, tmp_path, monkeypatch):
     assert timed._progress(0) == pytest.approx(0.5)
 
 
-def test_network_is_trained_and_tested(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(minutes, "values_of", lambda case, data: {"cutoff": 2.0, "batch_size": 4,
+@pytest.mark.parametrize("name", ["ethanol", "silicon"])
+def test_network_is_trained_and_tested(data, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(minutes, "values_of", lambda *_: {"cutoff": 2.0, "batch_size": 4,
                         "engine": "plain", "dim_embedding": 8, "num_interactions": 1})  # fmt: skip
-    monkeypatch.setattr(minutes, "ALL_FRAMES", 16)
-    found = minutes.train_ours("schnet", 0.01, 3, 16, tmp_path, data)
+    monkeypatch.setattr(minutes, "data_of", {name: data}.get)
+    monkeypatch.setitem(minutes.SOURCES, name, Source("", 16, 30))
+    found = minutes.train_ours("schnet", 0.01, 3, 16, tmp_path, name)
     assert (found["num_train"], found["num_validation"], found["num_test"]) == (15, 1, 8)
     assert 0.6 <= found["processor_seconds"] < 3
     assert found["cutoff"] == found["sizes"]["cutoff"] == 2.0
-    assert 0 < found["force_mae"] < np.inf
+    best = tmp_path / ("silicon" if name == "silicon" else "") / "schnet_0.01_3_16" / "best.pt"
+    again = evaluate(checkpoint.load(best), data, (data.split == 1).nonzero().flatten()).errors
+    assert found["force_mae"] == pytest.approx(again.force_mae)
+    assert found["energy_mae"] == pytest.approx(again.energy_mae)
 
 
-def test_frames_are_those_of_the_others(data, monkeypatch):
+def test_frames_are_those_of_the_others(data):
     """All frames: one split for every seed. Fewer: drawn with the seed, never test frames."""
-    monkeypatch.setattr(minutes, "ALL_FRAMES", 16)
-    every = [minutes.parts_of(data, 16, seed) for seed in (0, 1)]
+    source = Source("", 16, 30)
+    every = [parts_of(data, 16, seed, source) for seed in (0, 1)]
     assert all(torch.equal(a, b) for a, b in zip(*every, strict=True))
-    fewer = [minutes.parts_of(data, 10, seed) for seed in (0, 1)]
+    fewer = [parts_of(data, 10, seed, source) for seed in (0, 1)]
     assert not torch.equal(fewer[0][0].sort().values, fewer[1][0].sort().values)
     for train, validation, test in (*every, *fewer):
         assert set(test.tolist()) == {*range(4), *range(20, 24)}
@@ -87,14 +96,80 @@ def test_frames_are_those_of_the_others(data, monkeypatch):
         assert len(validation) == max(1, (len(train) + len(validation)) // 10)
 
 
-def test_plain_network_has_the_settings_of_the_tables(data):
-    fast, plain = (minutes.values_of(case, data) for case in ("painn", "painn-plain"))
+@pytest.mark.parametrize(("name", "counts"), [("ethanol", (970, 30, 1000)),
+                                              ("silicon", (200, 14, 25))])  # fmt: skip
+def test_frames_of_the_files(name, counts):
+    """The test frames are those that the file says; all frames are used."""
+    if not (DATA / minutes.SOURCES[name].file).exists():
+        pytest.skip(f"needs {minutes.SOURCES[name].file} in {DATA}")
+    data = minutes.data_of(name)
+    parts = parts_of(data, minutes.SOURCES[name].frames, 7, minutes.SOURCES[name])
+    assert tuple(map(len, parts)) == counts
+    assert torch.cat(parts).unique().numel() == len(data)
+    assert torch.equal(parts[2].sort().values, (data.split == 1).nonzero().flatten())
+    assert recipes.choose(data) == {"ethanol": "molecule", "silicon": "bulk"}[name]
+
+
+def test_errors_are_those_of_each_atom():
+    """Frames of 2 and 4 atoms whose energies are off by 1 and −8: 0.5 and 2 for each atom."""
+    pos = torch.arange(18.0).view(6, 3)
+    data = Dataset(torch.full((6,), 14), pos, torch.tensor([-3.0, 5.0]), torch.zeros(6, 3),
+                   torch.tensor([2, 4]))  # fmt: skip
+    forces = torch.zeros(6, 3)
+    forces[0, 0] = 9.0
+    found = errors(torch.tensor([[-2.0], [-3.0]]), forces, data, torch.tensor([0, 1]))
+    assert found["energy_mae"] == pytest.approx(4.5)
+    assert found["energy_per_atom_mae"] == pytest.approx(1.25)
+    assert found["energy_per_atom_rmse"] == pytest.approx(math.sqrt(4.25 / 2))
+    assert found["force_mae"] == pytest.approx(0.5)
+    assert found["force_rmse"] == pytest.approx(math.sqrt(81 / 18))
+    turned = errors(torch.tensor([[-3.0], [-2.0]]), forces[[2, 3, 4, 5, 0, 1]], data,
+                    torch.tensor([1, 0]))  # fmt: skip
+    assert turned == pytest.approx(found)
+
+
+def test_crystal_of_eight_cells_has_eight_energies():
+    data, model, found = of_sizes(), Potential(painn(torch.float32, cutoff=3.0)), []
+    for k in (1, 2):
+        found.append(model.energy_and_forces(*minutes.crystal(data, torch.tensor([2]), k)))
+    (energy, forces), (energies, every) = found
+    assert energy.abs() > 1e-3
+    assert forces.abs().max() > 1e-3
+    assert torch.allclose(energies, 8 * energy, rtol=1e-4, atol=0)
+    assert torch.allclose(every.view(8, -1, 3), forces.expand(8, -1, -1), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ethanol", "silicon"])
+def test_plain_network_has_the_settings_of_the_tables(data, name):
+    fast, plain = (minutes.values_of(case, data, name) for case in ("painn", "painn-plain"))
     assert fast | {"engine": "plain"} == plain
     assert fast != plain
 
 
+def test_settings_are_those_of_the_data(data):
+    """Silicon's PaiNN has the recipe's cutoff, and every network of ours its settings."""
+    bulk = dataset(CELL)
+    assert minutes.values_of("painn", data)["cutoff"] == 3.5
+    assert minutes.values_of("painn", bulk, "silicon") == {**recipes.BULK["painn"],
+                                                           "engine": "spline"}  # fmt: skip
+    for case, what in minutes_page.CASES.items():
+        if what.kind == "ours":
+            for name, frames, size in (("ethanol", data, 5), ("silicon", bulk, 2)):
+                assert minutes.values_of(case, frames, name)["batch_size"] == size
+                assert name in minutes_page.DATA_OF_CASES[case]
+
+
+def asked(case: str = "painn", **changes) -> argparse.Namespace:
+    """Return options of the command."""
+    given = {"what": "train", "case": case, "minutes": 3.0, "seed": 0, "frames": None,
+             "data": "ethanol"}  # fmt: skip
+    return argparse.Namespace(**given | {"runs": None, "environments": None} | changes)
+
+
 def test_row_that_is_there_is_not_trained_again(tmp_path, monkeypatch):
+    """A row that says nothing of its data is one of ethanol."""
     monkeypatch.setattr(minutes, "NUMBERS", tmp_path / "minutes.json")
+    (tmp_path / "minutes.json").write_text(json.dumps(numbers_of(row("painn", 3.0, 9.0))))
     calls = []
 
     def train_ours(*args) -> dict:
@@ -102,11 +177,36 @@ def test_row_that_is_there_is_not_trained_again(tmp_path, monkeypatch):
         return {"force_mae": 0.01, "energy_mae": 0.002}
 
     monkeypatch.setattr(minutes, "train_ours", train_ours)
-    for seed in (0, 0, 1):
-        minutes.train(argparse.Namespace(case="painn", minutes=3.0, seed=seed, frames=1000,
-                                         runs=tmp_path))  # fmt: skip
-    assert len(calls) == 2
-    assert [found["seed"] for found in minutes.numbers()["rows"]] == [0, 1]
+    asks = [{}, {"seed": 1}, {"data": "silicon"}, {"seed": 1, "frames": 1000},
+            {"data": "silicon", "frames": 214}, {"data": "silicon", "frames": 100}]  # fmt: skip
+    for changes in asks:
+        minutes.train(asked(**changes))
+    found = [("ethanol", 1, 1000), ("silicon", 0, 214), ("silicon", 0, 100)]
+    assert [(x[5], x[2], x[3]) for x in calls] == found
+    rows = minutes.numbers()["rows"]
+    assert {minutes.key_of(x)[0] for x in rows} == {"ethanol", "silicon"}
+    assert len(rows) == 4
+    assert {x["frames"] for x in rows if x.get("data") == "silicon"} == {214, 100}
+
+
+@pytest.mark.parametrize(
+    ("case", "changes"),
+    [("sgdml", {"data": "silicon"}), ("mace", {"seed": 1}), ("mace", {"frames": 100}), (None, {})],
+)
+def test_what_cannot_be_trained_is_refused(case, changes, capsys):
+    with pytest.raises(SystemExit):
+        minutes.check(asked(case, **changes), argparse.ArgumentParser())
+    assert "expected" in capsys.readouterr().err
+    minutes.check(asked("painn", **changes | {"data": "silicon"}), argparse.ArgumentParser())
+
+
+def test_times_of_silicon_leave_those_of_ethanol():
+    found = minutes.add_speed(numbers_of(), "silicon", "painn", {"ms_64": 5.0})
+    assert found["speed"] == numbers_of()["speed"]
+    assert found["speed_silicon"] == {"painn": {"ms_64": 5.0}}
+    found = minutes.add_speed(found, "ethanol", "painn", {"ms_1": 1.0})
+    assert found["speed"] == {"painn": {"ms_1": 1.0}}
+    assert found["speed_silicon"] == {"painn": {"ms_64": 5.0}}
 
 
 def test_row_takes_the_place_of_one_of_its_key():
@@ -170,6 +270,13 @@ def test_page_follows_the_numbers():
     assert "12.34" in page(changed, EARLIER)
     assert "8.25" not in page(changed, EARLIER)
     assert "0.321" in page(found, EARLIER)
+
+
+def test_rows_of_silicon_are_not_among_those_of_ethanol():
+    silicon = [row("painn", 3.0, 77.77, frames=n, data="silicon") for n in (1000, 214, 100)]
+    alone, both = numbers_of(row("painn", 3.0, 8.0)), numbers_of(row("painn", 3.0, 8.0), *silicon)
+    assert rows_of(both, EARLIER) == rows_of(alone, EARLIER)
+    assert curve_rows(both) == {}
 
 
 def test_seeds_are_said_with_their_range():
