@@ -6,8 +6,9 @@
 
 `train` fits each network to ethanol for 28.5 minutes and to the Lennard-Jones cluster for 5, on one
 thread each, and keeps the weights in `networks/`; SchNet's are those of `benchmarks.accuracy`, and
-a SchNet that sees 3 Å of ethanol only is trained for two minutes. A run that is there already is
-not repeated. `measure` writes `networks.json`: errors, size, time and
+a SchNet that sees 3 Å of ethanol only is trained for two minutes. PaiNN and TensorNet learn ethanol
+for the same time in `benchmarks.minutes`, by their recipe. A run that is there already is not
+repeated. `measure` writes `networks.json`: errors, size, time and
 memory, drift of the total energy, and how long dynamics lasts at 500 K. Ethanol needs the data
 folder (`SCHNET_DATA`, else ../shared/data).
 """
@@ -50,7 +51,8 @@ from molnets.training import evaluate, load
 
 HERE = Path(__file__).parent
 NUMBERS, KEPT = HERE / "networks.json", HERE / "networks"
-NAMES = ("schnet", "egnn", "painn", "dimenet")
+NAMES = ("schnet", "egnn", "painn", "tensornet", "dimenet")
+IN_MINUTES = {"painn": "painn", "tensornet": "tensornet-tables"}  # cases of `benchmarks.minutes`
 COMMON = {
     "ethanol": ["--minutes=28.5", "--rho-energy=0.05", "--num-validation=30", "--batch-size=5",
                 "--energy-unit=eV", "--length-unit=Å"],
@@ -60,10 +62,10 @@ COMMON = {
 }  # fmt: skip
 OWN = {
     ("ethanol", "egnn"): ["--gamma=4", "--lr=0.003"],
-    ("ethanol", "painn"): ["--gamma=4", "--lr=0.003", "--engine=compiled"],
     ("ethanol", "dimenet"): ["--lr=0.001"],
     ("cluster", "egnn"): ["--lr=0.003"],
     ("cluster", "painn"): ["--lr=0.003"],
+    ("cluster", "tensornet"): ["--lr=0.003", "--clip-norm=1"],
     ("cluster", "dimenet"): ["--lr=0.001"],
 }
 REPLICAS, STEP = 8, 0.5  # fs
@@ -96,10 +98,31 @@ def train(runs: Path, name: str) -> None:
     if not files["cluster"].exists():
         cluster_data(files["cluster"])
     for data, file in files.items():
-        out, flags = runs / f"{data}_{name}", [*COMMON[data], "--recipe=none", *OWN[data, name]]
-        if not (out / "metrics.json").exists():
+        out = runs / f"{data}_{name}"
+        if data == "ethanol" and name in IN_MINUTES:
+            out = runs / f"{IN_MINUTES[name]}_28.5_0_1000"
+            minutes("train", IN_MINUTES[name], "--minutes=28.5", f"--runs={runs}")
+        elif not (out / "metrics.json").exists():
+            flags = [*COMMON[data], "--recipe=none", *OWN[data, name]]
             molnets(["train", str(file), "--out", str(out), "--network", name, *flags])
         slim(out / "best.pt", weights_of(data, name))
+
+
+def minutes(*arguments: str) -> None:
+    """Run `benchmarks.minutes`."""
+    call = [sys.executable, "-m", "benchmarks.minutes", *arguments]
+    subprocess.run(call, cwd=HERE.parent, check=True)
+
+
+def epochs_of(runs: Path, data: str, name: str) -> float:
+    """Return how many epochs a network was trained for."""
+    if data == "ethanol" and name in IN_MINUTES:
+        rows = json.loads((HERE / "minutes.json").read_text())["rows"]
+        (row,) = [row for row in rows if (row["case"], row["minutes"], row["seed"], row["frames"])
+                  == (IN_MINUTES[name], 28.5, 0, 1000)]  # fmt: skip
+        return row["epochs"]
+    metrics = HERE / f"{data}.json" if name == "schnet" else runs / f"{data}_{name}/metrics.json"
+    return json.loads(metrics.read_text())["epochs"]
 
 
 def seconds(call: Callable[[], Any], budget: float = 3.0) -> float:
@@ -122,9 +145,8 @@ def ethanols(num_replicas: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def force_field(potential: Potential, z: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return a network's force field, read from tables if it is a SchNet."""
-    fast = potential.card.network == "schnet"
-    return model_force_fn(tabulated(potential) if fast else potential, z)
+    """Return a network's force field, from tables where there are some."""
+    return model_force_fn(tabulated(potential), z)
 
 
 def memory(path: Path) -> float:
@@ -216,9 +238,7 @@ def measure(runs: Path, name: str) -> dict[str, Any]:
         potential, frames = checkpoint.load(weights_of(data, name)), load(file)
         errors = evaluate(potential, frames, (frames.split == 1).nonzero().flatten()).errors
         row |= {f"{data}_energy_mae": errors.energy_mae, f"{data}_force_mae": errors.force_mae}
-        metrics = runs / f"{data}_{name}" / "metrics.json"
-        metrics = HERE / f"{data}.json" if name == "schnet" else metrics
-        row |= {f"{data}_epochs": json.loads(metrics.read_text())["epochs"]}
+        row |= {f"{data}_epochs": epochs_of(runs, data, name)}
     potential = checkpoint.load(weights_of("ethanol", name))
     row["parameters"] = sum(weight.numel() for weight in potential.parameters())
     force_fn = force_field(potential, ethanols(1)[0])

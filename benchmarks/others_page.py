@@ -7,8 +7,9 @@ from typing import Any
 from benchmarks.peers_page import table
 
 LABELS = {
-    "schnet": "SchNet †", "egnn": "EGNN †", "painn": "PaiNN †", "dimenet": "DimeNet++ †",
-    "mace": "MACE", "nequip": "NequIP", "tensornet": "TensorNet", "et": "ET", "visnet": "ViSNet",
+    "schnet": "SchNet †", "egnn": "EGNN †", "painn": "PaiNN †", "tensornet-tables": "TensorNet †",
+    "dimenet": "DimeNet++ †", "mace": "MACE", "nequip": "NequIP", "tensornet": "TensorNet",
+    "et": "ET", "visnet": "ViSNet",
 }  # fmt: skip
 # network: model; loss, weights of energy : forces; optimizer; source; what is not as there
 RECIPES = {

@@ -1,20 +1,18 @@
 """The search behind `molnets.training.recipes`: short trainings, one thing changed in each.
 
     OMP_NUM_THREADS=1 python -m benchmarks.recipes search [--only painn-molecule]
-    OMP_NUM_THREADS=1 python -m benchmarks.recipes final [--only painn-molecule]
     python -m benchmarks.recipes page
 
 `search` trains each trial for the same processor time on a part of the training frames and judges
-it on other training frames: no test frame is there. `final` trains what won on all of them, and
-tests it. What is in `recipes.json` is not repeated; `page` makes `recipes.md` of it. Needs the data
-folder (`SCHNET_DATA`, else ../shared/data). One thread each.
+it on other training frames: no test frame is there; `benchmarks.minutes` tests what won. What is in
+`recipes.json` is not repeated; `page` makes `recipes.md` of it. Needs the data folder
+(`SCHNET_DATA`, else ../shared/data). One thread each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
@@ -29,7 +27,7 @@ from benchmarks.recipes_page import page
 from molnets import checkpoint
 from molnets.files import write_json
 from molnets.networks import sizes_of
-from molnets.training import Dataset, Settings, Trainer, evaluate, load, recipes, standardized
+from molnets.training import Dataset, Settings, Trainer, evaluate, load, standardized
 
 NUMBERS = Path(__file__).with_suffix(".json")
 CHANGES = dict[str, float]
@@ -74,7 +72,24 @@ SEARCHES = {
     "schnet-molecule": Search(
         "schnet", "rmd17_ethanol.npz", 400, 300, 80.0,
         {"batch_size": 5, "lr": 1e-3, "gamma": 4.0, "rho_energy": 0.05},
-        [{}, {"gamma": 1.0}, {"lr": 3e-3}, {"cutoff": 3.5}],
+        [{}, {"gamma": 1.0}, {"lr": 3e-3}, {"cutoff": 3.5},
+         {"gamma": 1.0, "seed": 1}, {"gamma": 1.0, "dim_embedding": 128, "num_filters": 128},
+         {"gamma": 1.0, "num_interactions": 5}, {"gamma": 1.0, "lr": 2e-3},
+         {"gamma": 0.5}, {"gamma": 1.0, "cutoff": 4.0}, {"gamma": 1.0, "weight_decay": 0.01},
+         {"gamma": 1.0, "batch_size": 2}, {"gamma": 1.0, "num_interactions": 2},
+         {"gamma": 1.0, "clip_norm": 1.0}, {"gamma": 1.0, "num_gaussians": 50},
+         {"gamma": 1.0, "num_train": 670},
+         {"gamma": 1.0, "clip_norm": 1.0, "num_gaussians": 50, "lr": 2e-3},
+         {"gamma": 1.0, "clip_norm": 1.0, "num_gaussians": 50},
+         {"gamma": 1.0, "clip_norm": 0.3, "num_gaussians": 50, "lr": 2e-3},
+         {"gamma": 1.0, "clip_norm": 1.0, "num_gaussians": 50, "lr": 2e-3, "num_interactions": 5}],
+    ),
+    "tensornet-molecule": Search(
+        "tensornet", "rmd17_ethanol.npz", 400, 300, 120.0,
+        {"batch_size": 5, "lr": 3e-3, "gamma": 4.0, "rho_energy": 0.05, "clip_norm": 1.0},
+        [{}, {"rho_energy": 0.5}, {"cutoff": 4.0}, {"num_interactions": 1}, {"lr": 6e-3},
+         {"gamma": 2.0}, {"dim_embedding": 32}, {"clip_norm": 10.0}, {"weight_decay": 0.01},
+         {"seed": 1}],
     ),
     "painn-bulk": Search(
         "painn", "mlearn_Si.npz", 150, 50, 80.0,
@@ -82,9 +97,6 @@ SEARCHES = {
         [{}, {"lr": 1e-3}, {"rho_energy": 0.1}],
     ),
 }  # fmt: skip
-
-FINALS = [("painn-molecule", 8.0), ("schnet-molecule", 5.0)]
-NUM_VALIDATION = {"rmd17_ethanol.npz": 50}  # of the training frames
 
 
 class Timed(Trainer):
@@ -158,45 +170,20 @@ def run_search(name: str) -> None:
         print(name, changes, row["epochs"], row["train"], row["judged"], flush=True)
 
 
-def run_final(name: str, minutes: float) -> None:
-    """Train by the recipe on all training frames, and test."""
-    search, found = SEARCHES[name], numbers()
-    data, frames = training_frames(search)
-    recipe = recipes.choose(data)
-    done = [(row["search"], row["seconds"] / 60) for row in found["finals"]
-            if not row["changes"]]  # fmt: skip
-    if (name, minutes) in done:
-        return
-    num_validation = NUM_VALIDATION[search.file]
-    parts = {"train": frames[num_validation:], "validation": frames[:num_validation],
-             "test": (data.split == 1).nonzero().flatten()}  # fmt: skip
-    values = recipes.values_of(recipe, search.network)
-    with tempfile.TemporaryDirectory() as out:
-        row = trained(name, {**values, "seconds": 60 * minutes}, data, parts, Path(out))
-    row["machine"] = f"{platform.machine()}, torch {torch.__version__}"
-    found = numbers()
-    found["finals"].append({"recipe": recipe, "changes": {}} | row)
-    write_json(found, NUMBERS)
-    print(name, minutes, row["epochs"], row["train"], row["test"], flush=True)
-
-
 def numbers() -> dict[str, list[dict[str, Any]]]:
     """Return what was measured."""
-    return json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {"trials": [], "finals": []}
+    return json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {"trials": []}
 
 
 def main() -> None:
     """Do what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["search", "final", "page"])
+    parser.add_argument("what", choices=["search", "page"])
     parser.add_argument("--only", choices=SEARCHES, help="one search")
     options = parser.parse_args()
     names = [options.only] if options.only else [*SEARCHES]
     for name in names if options.what == "search" else []:
         run_search(name)
-    for name, minutes in FINALS if options.what == "final" else []:
-        if name in names:
-            run_final(name, minutes)
     NUMBERS.with_suffix(".md").write_text(page(numbers(), SEARCHES))
 
 

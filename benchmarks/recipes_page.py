@@ -13,8 +13,6 @@ TITLES = {
     "schnet-molecule": "SchNet, one molecule (revised MD17, ethanol)",
     "painn-bulk": "PaiNN, bulk (silicon in cells of 12 to 96 atoms)",
 }
-TARGETS = {"painn-molecule": (5.5, 0.9), "schnet-molecule": (8.5, None)}  # meV/Å, meV, in half an
-# hour of two cores
 LEVERS = {"num_train": "frames", "seconds": "seconds", "dim_embedding": "features",
           "num_interactions": "blocks"}  # fmt: skip
 OWN = ("num_train", "seconds")  # of a trial: no part of a recipe
@@ -32,6 +30,10 @@ STOPS = {
     "Longer trainings were not searched, nor cutoff, width and depth, nor SchNet: the recipe is "
     "the best of few lines.",
 }
+TESTED = [
+    "The recipes with all training frames, minutes of one core, several seeds and beside other",
+    "networks: [`minutes.md`](minutes.md).",
+]
 MANY = (
     "The recipe `molecules` was not searched: there were no frames of many molecules. It takes "
     "what was found on one."
@@ -43,17 +45,17 @@ def page(numbers: dict[str, list[Row]], searches: dict[str, Any]) -> str:
     """Return the page.
 
     Args:
-        numbers: what was measured, trials and finals.
+        numbers: the trials that were measured.
         searches: what was searched, by name, as in `benchmarks.recipes`.
     """
     lines = [
         "# Recipes", "",
-        "How `molnets train --recipe` comes to its numbers, and how far they get. Each trial",
-        "changes what its line names in the base above its table, and has the same processor time",
-        "on one core; errors are those of frames that neither train nor choose the weights.",
-        "All frames of a trial are training frames of the files: no test frame was looked at. One",
-        "seed a trial; another seed of the base shows how much that means. Other work shared the",
-        "machine: as much processor time was not always as many epochs.", "",
+        "How `molnets train --recipe` comes to its numbers. Each trial changes what its line names",
+        "in the base above its table, with the same processor time on one core; errors are those",
+        "of frames that neither train nor choose the weights. All frames of a trial are training",
+        "frames of the files: no test frame was looked at. One seed a trial; another seed of the",
+        "base shows how much that means. Other work shared the machine: as much processor time was",
+        "not always as many epochs.", "",
     ]  # fmt: skip
     for name, search in searches.items():
         rows = [row for row in numbers["trials"] if row["search"] == name]
@@ -61,8 +63,7 @@ def page(numbers: dict[str, list[Row]], searches: dict[str, Any]) -> str:
             lines += [f"## {TITLES[name]}", "", *_trials(search, rows), *_limits(rows)]
             values = RECIPES[name.split("-")[1]].of(search.network)
             lines += [STOPS[name], "", f"The recipe: {_change(values)}.", ""]
-    lines += _finals(numbers["finals"])
-    lines += ["## Many molecules", "", MANY]
+    lines += ["## On test frames", "", *TESTED, "", "## Many molecules", "", MANY]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -80,11 +81,6 @@ def _trials(search: Any, rows: list[Row]) -> list[str]:
               f"{MEV * row['judged'][key]:.2f}", f"{MEV * row['train']['force_mae']:.2f}",
               str(row["epochs"]), f"{row['num_parameters']:,}"] for row in order]  # fmt: skip
     return [intro, "", *table(head, cells)]
-
-
-def _recipe(row: Row) -> str:
-    """Return a recipe's name, and what was changed of it."""
-    return row["recipe"] + (f"; {_change(row['changes'])}" if row["changes"] else "")
 
 
 def _change(changes: dict[str, float]) -> str:
@@ -122,30 +118,3 @@ def _limits(rows: list[Row]) -> list[str]:
 
 def _value(row: Row, lever: str) -> float:
     return row[lever] if lever in OWN else row["sizes"][lever]
-
-
-def _finals(rows: list[Row]) -> list[str]:
-    """Return the recipes, and changes of them, on the test frames."""
-    if not rows:
-        return []
-    head = ["", "recipe", "frames: training / test", "minutes of one core", "epochs",
-            "force MAE, meV/Å", "energy MAE, meV", "energy per atom, meV",
-            "force MAE in training", "aim"]  # fmt: skip
-    cells = []
-    for row in rows:
-        force, energy = TARGETS.get(row["search"], (None, None))
-        aim = [f"{x:g} {unit}" for x, unit in ((force, "meV/Å"), (energy, "meV")) if x]
-        test = row["test"]
-        cells.append([
-            row["search"].split("-")[0], _recipe(row), f"{row['num_train']} / {test['frames']}",
-            f"{row['seconds'] / 60:g}", str(row["epochs"]), f"{MEV * test['force_mae']:.2f}",
-            f"{MEV * test['energy_mae']:.2f}", f"{MEV * test['energy_per_atom_mae']:.2f}",
-            f"{MEV * row['train']['force_mae']:.2f}", ", ".join(aim) or "–",
-        ])  # fmt: skip
-    text = (
-        "The recipes that `molnets train` takes, or changes of them, seed 0, on all training "
-        "frames but those that choose the weights, and tested once. The aims are for half an hour "
-        "on two cores."
-    )
-    last = f"{rows[0]['threads']} thread, {rows[0]['machine']}."
-    return ["## On the test frames", "", text, "", *table(head, cells), last, ""]

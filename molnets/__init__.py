@@ -8,7 +8,7 @@ expansion.py   the atomic cluster expansion: products of sums over neighbours, o
 options.py     dataclasses as options of the command
 files.py       files that are there whole, or as they were
 networks/      the networks, and the registry that finds them by name
-tables/        the engine: SchNet and PaiNN with their filters as splines, in C++
+tables/        the engine: SchNet, PaiNN and TensorNet on splines of their filters, in C++
 training/      data, trainer, errors
 graphs/        other ways to connect atoms, and what a graph says of itself
 dynamics/      force fields, integrators, trajectories, analysis, figures

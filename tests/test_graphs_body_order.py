@@ -15,7 +15,7 @@ from molnets.graphs.body_order import ANGLES, BONDS, DIHEDRAL, ELEMENTS
 
 SEEN, NOT_SEEN = 1e-8, 1e-12
 # From how many layers on an angle, and a dihedral angle, is seen; 9 for never.
-FROM = {"schnet": (9, 9), "egnn": (2, 2), "painn": (1, 2), "dimenet": (1, 9)}
+FROM = {"tensornet": (1, 1), "schnet": (9, 9), "egnn": (2, 2), "painn": (1, 2), "dimenet": (1, 9)}
 
 
 def test_the_chain_has_the_angles_that_it_is_given():

@@ -67,7 +67,7 @@ class DomainPasses:
     """The passes of a tabulated network on a domain.
 
     Args:
-        model: a `SplineSchNet` or `SplinePaiNN` that splines apply to.
+        model: a tabulated network that splines apply to.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

@@ -43,8 +43,11 @@ class Recipe:
 
 MOLECULE = {
     "painn": {"batch_size": 5, "lr": 3e-3, "rho_energy": 0.05, "gamma": 4.0},
-    "schnet": {"batch_size": 5, "lr": 1e-3, "rho_energy": 0.05, "gamma": 1.0},
-}
+    "schnet": {"batch_size": 5, "lr": 1e-3, "rho_energy": 0.05, "gamma": 1.0, "clip_norm": 1.0},
+    "tensornet": {
+        "batch_size": 5, "lr": 3e-3, "rho_energy": 0.05, "gamma": 4.0, "clip_norm": 1.0,
+    },
+}  # fmt: skip
 BULK = {"painn": {"batch_size": 2, "lr": 1e-3, "gamma": 4.0}}
 RECIPES = {
     "molecule": Recipe("frames of one molecule", MOLECULE),

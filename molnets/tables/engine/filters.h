@@ -1,6 +1,6 @@
 // From the weights of filter networks to the coefficients of splines, and back.
 //
-// A filter is asked at n knots: SchNet's is W₂ ssp(W₁ e + b₁) + b₂, PaiNN's a matrix times (e, 1),
+// A filter is asked at n knots: SchNet's is W₂ ssp(W₁ e + b₁) + b₂, others' a matrix times (e, 1),
 // each times the cutoff function there. The coefficients are c_j = Σ_m a_m W_{j + m}, see
 // splines.py.
 
