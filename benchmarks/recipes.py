@@ -67,7 +67,7 @@ SEARCHES = {
          {"cutoff": 4.0, "gamma": 1.0, "rho_energy": 0.5}, {"weight_decay": 0.1},
          {"cutoff": 3.0}, {"cutoff": 3.5, "gamma": 1.0}, {"cutoff": 3.5, "dim_embedding": 32},
          {"cutoff": 2.5}, {"cutoff": 3.0, "num_train": 670},
-         {"cutoff": 3.5, "num_train": 670}, {"num_train": 670}],
+         {"cutoff": 3.5, "num_train": 670}, {"num_train": 670}, {"clip_norm": 1.0}],
     ),
     "schnet-molecule": Search(
         "schnet", "rmd17_ethanol.npz", 400, 300, 80.0,
@@ -82,14 +82,13 @@ SEARCHES = {
          {"gamma": 1.0, "clip_norm": 1.0, "num_gaussians": 50, "lr": 2e-3},
          {"gamma": 1.0, "clip_norm": 1.0, "num_gaussians": 50},
          {"gamma": 1.0, "clip_norm": 0.3, "num_gaussians": 50, "lr": 2e-3},
-         {"gamma": 1.0, "clip_norm": 1.0, "num_gaussians": 50, "lr": 2e-3, "num_interactions": 5}],
+         {"gamma": 1.0, "clip_norm": 0.3}, {"gamma": 1.0, "clip_norm": 1.0, "rho_energy": 0.2}],
     ),
     "tensornet-molecule": Search(
         "tensornet", "rmd17_ethanol.npz", 400, 300, 120.0,
         {"batch_size": 5, "lr": 3e-3, "gamma": 4.0, "rho_energy": 0.05, "clip_norm": 1.0},
         [{}, {"rho_energy": 0.5}, {"cutoff": 4.0}, {"num_interactions": 1}, {"lr": 6e-3},
-         {"gamma": 2.0}, {"dim_embedding": 32}, {"clip_norm": 10.0}, {"weight_decay": 0.01},
-         {"seed": 1}],
+         {"dim_embedding": 32}, {"clip_norm": 10.0}, {"weight_decay": 0.01}, {"seed": 1}],
     ),
     "painn-bulk": Search(
         "painn", "mlearn_Si.npz", 150, 50, 80.0,

@@ -13,6 +13,7 @@
 namespace molnets {
 
 constexpr int64_t MANY_ROWS = 256;  // of which a weight's gradient is summed at a time
+constexpr double TINY = 1e-8;       // under the root of a vector's length, as in PaiNN
 
 enum Mode { VALUE, TANGENT };
 
@@ -22,6 +23,27 @@ struct Quantity {
     R* x[2] = {nullptr, nullptr};
     R* g[2] = {nullptr, nullptr};
     int64_t stride = 0;
+};
+
+// A lane of a quantity in arithmetic: its number, or number and tangent, of which the tangent is
+// written.
+template <class R, Mode MODE>
+struct Arithmetic;
+template <class R>
+struct Arithmetic<R, VALUE> {
+    using T = Vec<R>;
+    static T get(R* const (&of)[2], int64_t at) { return load(of[VALUE] + at); }
+    static void put(R* const (&of)[2], int64_t at, T x) { store(of[VALUE] + at, x); }
+    static T tiny() { return Vec<R>{} + R(TINY); }
+};
+template <class R>
+struct Arithmetic<R, TANGENT> {
+    using T = Dual<Vec<R>>;
+    static T get(R* const (&of)[2], int64_t at) {
+        return {load(of[VALUE] + at), load(of[TANGENT] + at)};
+    }
+    static void put(R* const (&of)[2], int64_t at, T x) { store(of[TANGENT] + at, x.d); }
+    static T tiny() { return {Vec<R>{} + R(TINY), Vec<R>{}}; }
 };
 
 // c = start + a b, a sum over `depth`; a[r, k] is at r a_row + k a_k, rows of the others follow

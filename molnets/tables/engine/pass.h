@@ -24,7 +24,6 @@ constexpr int64_t ROWS = 24;         // atoms that go through dense layers at a 
 constexpr int64_t SLICE = 32;        // rows of a weight that are one task
 constexpr int64_t MOST_SUMS = 8;     // parts that a table's gradient is summed in,
 constexpr int64_t FEW_EDGES = 2000;  // with at least so many edges
-constexpr double TINY = 1e-8;        // under the root of a vector's length, as in PaiNN
 
 template <class R>
 int64_t padded(int64_t size) {
@@ -196,27 +195,6 @@ void gradients_of_weights(const Weights<R>& weights, const std::vector<Sum<R>>& 
             *out++ = b[n][o / shape.out * padded<R>(shape.out) + o % shape.out];
     }
 }
-
-// A lane of a quantity in arithmetic: its number, or number and tangent, of which the tangent is
-// written.
-template <class R, Mode MODE>
-struct Arithmetic;
-template <class R>
-struct Arithmetic<R, VALUE> {
-    using T = Vec<R>;
-    static T get(R* const (&of)[2], int64_t at) { return load(of[VALUE] + at); }
-    static void put(R* const (&of)[2], int64_t at, T x) { store(of[VALUE] + at, x); }
-    static T tiny() { return Vec<R>{} + R(TINY); }
-};
-template <class R>
-struct Arithmetic<R, TANGENT> {
-    using T = Dual<Vec<R>>;
-    static T get(R* const (&of)[2], int64_t at) {
-        return {load(of[VALUE] + at), load(of[TANGENT] + at)};
-    }
-    static void put(R* const (&of)[2], int64_t at, T x) { store(of[TANGENT] + at, x.d); }
-    static T tiny() { return {Vec<R>{} + R(TINY), Vec<R>{}}; }
-};
 
 template <class R, class Network>
 class Pass {

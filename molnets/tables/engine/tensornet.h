@@ -95,7 +95,6 @@ public:
 
 private:
     using Shared = R* [3];
-
     // Three arrays; without a way back from a loss, those of `x` and `g` are taken once.
     Parts<R> matrices(Shared* x, Shared& g) {
         Parts<R> parts;
