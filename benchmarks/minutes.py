@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import others
-from benchmarks.minutes_data import SOURCES, data_of, parts_of
+from benchmarks.minutes_data import SOURCES, crystals, data_of, parts_of
 from benchmarks.minutes_data import errors as errors_of_frames
 from benchmarks.minutes_page import CASES, DATA_OF_CASES, data_name, draw, page
 from benchmarks.others_measures import errors
@@ -101,16 +101,37 @@ def train_ours(
 
 def train_theirs(case: str, minutes: float, options: argparse.Namespace) -> dict[str, Any]:
     """Train a network in its package's environment; return how, and its test errors."""
-    runs = options.runs / f"{minutes:g}"
+    runs = folder(options.data, options.runs) / f"{minutes:g}"
     runs.mkdir(parents=True, exist_ok=True)
     placed = argparse.Namespace(runs=runs, environments=options.environments)
+    kept = ("processor_seconds", "epochs", "parameters", "cutoff", "versions", "source",
+            "batch_size")  # fmt: skip
+    if options.data == "ethanol":
+        others.train(case, placed, minutes)
+        found, given = others.asked_elsewhere(case, placed), others.frames()
+        kept = ("force_mae", "energy_mae", *kept)
+        sizes = [len(given[f"{part}_E"]) for part in ("train", "valid", "test")]
+    else:
+        found, sizes = crystals_elsewhere(case, minutes, placed, options.data)
+        kept = (*(key for key in found if "_mae" in key or "_rmse" in key), *kept)
+    counts = zip(("num_train", "num_validation", "num_test"), sizes, strict=True)
+    return {key: found[key] for key in kept} | dict(counts)
+
+
+def crystals_elsewhere(
+    case: str, minutes: float, placed: argparse.Namespace, name: str
+) -> tuple[dict[str, Any], list[int]]:
+    """Train a network elsewhere on periodic frames; return how, its errors, and the frames."""
+    if not (placed.runs / "frames.npz").exists():
+        np.savez(placed.runs / "frames.npz", **crystals(name))
     others.train(case, placed, minutes)
-    found, given = others.asked_elsewhere(case, placed), others.frames()
-    kept = ("force_mae", "energy_mae", "processor_seconds", "epochs", "parameters", "cutoff",
-            "versions", "source", "batch_size")  # fmt: skip
-    counts = {f"num_{name}": len(given[f"{part}_E"]) for name, part in
-              (("train", "train"), ("validation", "valid"), ("test", "test"))}  # fmt: skip
-    return {key: found[key] for key in kept} | counts
+    others.worker("answer-crystals", case, placed)
+    run, data, source = placed.runs / case, data_of(name), SOURCES[name]
+    parts = parts_of(data, source.frames, 0, source)
+    with np.load(run / "answers.npz", allow_pickle=False) as answers:
+        energies, forces = (torch.from_numpy(answers[key]) for key in "EF")
+    found = errors_of_frames(energies, forces, data, parts[2])
+    return json.loads((run / "trained.json").read_text()) | found, [len(part) for part in parts]
 
 
 def train_kernel(case: str, frames: int, options: argparse.Namespace) -> dict[str, Any]:

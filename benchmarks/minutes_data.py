@@ -9,12 +9,16 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks import others
 from benchmarks.accuracy import DATA
 from molnets.training import Dataset, load, split
 from molnets.training.errors import errors_of
+
+LONGEST = 5.0  # Å, of the edges that others are given
 
 
 class Source(NamedTuple):
@@ -65,3 +69,24 @@ def errors(
         "energy_per_atom_mae": float(by_atom.abs().mean()),
         "energy_per_atom_rmse": math.sqrt(float(by_atom.square().mean())),
     }  # fmt: skip
+
+
+def crystals(name: str) -> dict[str, NDArray]:
+    """Return frames with their edges as `others_crystals` reads them; test frames have no labels.
+
+    Vectors of edges are pos[index[1]] − pos[index[0]] + shift.
+    """
+    data, source, found = data_of(name), SOURCES[name], {}
+    for part, frames in zip(
+        ("train", "valid", "test"), parts_of(data, source.frames, 0, source), strict=True
+    ):
+        own = data.subset(frames)
+        every, edges = torch.arange(len(own)), own.edges(LONGEST)
+        counted, vector = edges.take(every, torch.float64)
+        shift = -vector - (own.pos[counted[1]] - own.pos[counted[0]])
+        arrays = {"z": own.z, "R": own.pos, "n": own.n_atoms, "edges": edges.index.T,
+                  "shift": shift, "num_edges": edges.counts}  # fmt: skip
+        if part != "test":
+            arrays |= {"E": own.energies, "F": own.forces}
+        found |= {f"{part}_{key}": x.contiguous().numpy() for key, x in arrays.items()}
+    return found

@@ -2,10 +2,11 @@
 
 Every network is `network(z, R) -> E, F` on copies of one set of atoms; nothing here imports this
 project. Where a package takes a graph, it gets one by the distances of all pairs of a molecule.
+Samples of any sizes, periodic ones among them, come as `Atoms`, with their edges: `network.of`.
 
-Axes:   B molecules of n atoms each, N = B n atoms, E directed edges.
+Axes:   B molecules of n atoms each, or B samples of N atoms in all, E directed edges.
 Units:  eV and Å outside; inside, energies in the unit of the recipe.
-Edges:  index[0] sends, index[1] receives.
+Edges:  index[0] sends, index[1] receives; vectors are pos[index[1]] − pos[index[0]] + shift.
 """
 
 from __future__ import annotations
@@ -69,13 +70,28 @@ def edges_within(R: Tensor, cutoff: float, loops: bool = False) -> Tensor:
     return torch.stack([n * b + j, n * b + i])
 
 
+class Atoms(NamedTuple):
+    """Samples as the packages take them."""
+
+    z: Tensor  # (N,)
+    pos: Tensor  # (N, 3)
+    batch: Tensor  # the sample of each atom, (N,)
+    n_atoms: Tensor  # (B,)
+    edges: Tensor | None  # (2, E); None where the model searches
+    shift: Tensor | None = None  # (E, 3); None for molecules
+
+    def shifts(self) -> Tensor:
+        """Return the edges' shifts, 0 for molecules."""
+        return self.pos.new_zeros(self.edges.shape[1], 3) if self.shift is None else self.shift
+
+
 class Network(nn.Module):
     """A package's model with one call for all.
 
     Args:
         model: the package's.
         cutoff: in Å, of the graph.
-        call: (model, z (N,), pos (N, 3), batch (N,), edges (2, E)) -> energies (B,), forces (N, 3).
+        call: (model, atoms) -> energies (B,), forces (N, 3).
         graph: "given", "with loops", or "own" where the model searches.
     """
 
@@ -92,12 +108,17 @@ class Network(nn.Module):
             edges = edges_within(R, self.cutoff, self.graph == "with loops")
         batch = torch.arange(B).repeat_interleave(n)
         pos = R.reshape(-1, 3).clone()
-        energy, forces = self.call(self.model, z.repeat(B), pos, batch, edges)
-        return energy.view(B), forces.view(B, n, 3)
+        energy, forces = self.of(Atoms(z.repeat(B), pos, batch, torch.full((B,), n), edges))
+        return energy, forces.view(B, n, 3)
+
+    def of(self, atoms: Atoms) -> Result:
+        """Return energies, (B,), and forces, (N, 3), of samples."""
+        energy, forces = self.call(self.model, atoms)
+        return energy.view(-1), forces
 
 
-def mace(statistics: Statistics, elements: list[int], channels: int = 128) -> Network:
-    """Return MACE with 128x0e + 128x1o and, for the rest, the defaults of its command."""
+def mace(statistics: Statistics, elements: list[int], irreps: str = "128x0e + 128x1o") -> Network:
+    """Return MACE with its README's messages and, for the rest, the defaults of its command."""
     import numpy as np
     from mace import modules  # first: it lets torch load the constants of its e3nn
     from e3nn import o3  # isort: skip
@@ -108,21 +129,21 @@ def mace(statistics: Statistics, elements: list[int], channels: int = 128) -> Ne
         interaction_cls=blocks["RealAgnosticResidualInteractionBlock"],
         interaction_cls_first=blocks["RealAgnosticInteractionBlock"],
         num_elements=len(elements), atomic_numbers=elements, atomic_energies=np.zeros(
-            (1, len(elements))), hidden_irreps=o3.Irreps(f"{channels}x0e + {channels}x1o"),
+            (1, len(elements))), hidden_irreps=o3.Irreps(irreps),
         MLP_irreps=o3.Irreps("16x0e"), gate=torch.nn.functional.silu, correlation=3,
         radial_MLP=[64, 64, 64], radial_type="bessel", avg_num_neighbors=statistics.neighbours,
         atomic_inter_scale=statistics.force_rms, atomic_inter_shift=0.0, heads=["Default"],
     )  # fmt: skip
     column = {element: k for k, element in enumerate(elements)}
 
-    def call(model: nn.Module, z: Tensor, pos: Tensor, batch: Tensor, edges: Tensor) -> Result:
-        B, types = int(batch[-1]) + 1, torch.tensor([column[x] for x in z.tolist()])
+    def call(model: nn.Module, atoms: Atoms) -> Result:
+        B, types = len(atoms.n_atoms), torch.tensor([column[x] for x in atoms.z.tolist()])
         data = {
-            "positions": pos, "edge_index": edges, "batch": batch,
-            "node_attrs": nn.functional.one_hot(types, len(elements)).to(pos.dtype),
-            "ptr": torch.arange(B + 1) * (len(z) // B), "cell": pos.new_zeros(3 * B, 3),
-            "shifts": pos.new_zeros(edges.shape[1], 3),
-            "unit_shifts": pos.new_zeros(edges.shape[1], 3),
+            "positions": atoms.pos, "edge_index": atoms.edges, "batch": atoms.batch,
+            "node_attrs": nn.functional.one_hot(types, len(elements)).to(atoms.pos.dtype),
+            "ptr": nn.functional.pad(atoms.n_atoms.cumsum(0), (1, 0)),
+            "cell": atoms.pos.new_zeros(3 * B, 3),  # of stresses, and these of nothing else
+            "shifts": atoms.shifts(), "unit_shifts": torch.zeros_like(atoms.shifts()),
         }  # fmt: skip
         found = model(data, training=model.training)
         return found["energy"], found["forces"]
@@ -150,14 +171,47 @@ def nequip(statistics: Statistics, elements: list[int]) -> Network:
     )  # fmt: skip
     column = {element: k for k, element in enumerate(elements)}
 
-    def call(model: nn.Module, z: Tensor, pos: Tensor, batch: Tensor, edges: Tensor) -> Result:
-        B, types = int(batch[-1]) + 1, torch.tensor([column[x] for x in z.tolist()])
-        data = {"pos": pos.double(), "atom_types": types, "batch": batch, "edge_index": edges,
-                "num_atoms": torch.full((B,), len(z) // B)}  # fmt: skip
+    def call(model: nn.Module, atoms: Atoms) -> Result:
+        data = {"pos": atoms.pos.double(), "batch": atoms.batch, "edge_index": atoms.edges,
+                "num_atoms": atoms.n_atoms,
+                "atom_types": torch.tensor([column[x] for x in atoms.z.tolist()])}  # fmt: skip
+        if atoms.shift is not None:  # in multiples of a cell, which is 1 Å long here
+            cells = torch.eye(3).double().expand(len(atoms.n_atoms), 3, 3)
+            data |= {"cell": cells, "edge_cell_shift": atoms.shift.double()}
         found = model(data)
         return found["total_energy"], found["forces"]
 
     return Network(model, 5.0, call)
+
+
+class GivenDistance(nn.Module):
+    """Stands in for a package's search: the edges are given; 0 for an atom's distance to itself.
+
+    Packages do not divide the vectors of edges from an atom to itself by their lengths: those to
+    an atom's own images, in cells shorter than the cutoff, are of length 1 already.
+    """
+
+    edges: Tensor
+    shift: Tensor | None = None
+
+    def with_loops(self, atoms: Atoms) -> GivenDistance:
+        """Take edges and shifts, and one edge from each atom to itself."""
+        own = torch.arange(len(atoms.z)).expand(2, -1)
+        self.edges = torch.cat([atoms.edges, own], dim=1)
+        self.shift = nn.functional.pad(atoms.shifts(), (0, 0, 0, own.shape[1]))
+        return self
+
+    def forward(
+        self, pos: Tensor, batch: Tensor, box: None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return edges, (2, E), their lengths, (E,), and vectors, (E, 3)."""
+        vector = pos[self.edges[0]] - pos[self.edges[1]]
+        vector = vector if self.shift is None else vector - self.shift
+        same, length = self.edges[0] == self.edges[1], pos.new_zeros(len(vector))
+        other = ~same if self.shift is None else ~same | self.shift.any(dim=1)
+        length[other] = vector[other].norm(dim=-1)
+        divisor = torch.where(same & other, length, 1.0)  # no 0 / 0, whose gradient is not finite
+        return self.edges, length, vector / divisor.unsqueeze(1)
 
 
 COMMON_OF_TORCHMD = {
@@ -171,7 +225,8 @@ COMMON_OF_TORCHMD = {
 def torchmd(statistics: Statistics, **own: Any) -> Network:
     """Return a network of torchmd-net, which searches its own graph.
 
-    `static_shapes`, which pads every list to 32 neighbours for CUDA graphs, is off.
+    `static_shapes`, which pads every list to 32 neighbours for CUDA graphs, is off. In cells,
+    which its search wants to be twice as wide as the cutoff, it is given the edges.
     """
     from torchmdnet.models.model import create_model
 
@@ -180,8 +235,13 @@ def torchmd(statistics: Statistics, **own: Any) -> Network:
     std = torch.tensor(statistics.energy_std)
     model = create_model(args, mean=torch.zeros_like(std), std=std)
 
-    def call(model: nn.Module, z: Tensor, pos: Tensor, batch: Tensor, _: None) -> Result:
-        return model(z, pos, batch=batch)
+    own_search, given = model.representation_model.distance, GivenDistance()
+
+    def call(model: nn.Module, atoms: Atoms) -> Result:
+        model.representation_model.distance = own_search
+        if atoms.edges is not None:
+            model.representation_model.distance = given.with_loops(atoms)
+        return model(atoms.z, atoms.pos, batch=atoms.batch)
 
     return Network(model, own["cutoff_upper"], call, "own")
 
@@ -199,20 +259,6 @@ def et(statistics: Statistics, elements: list[int]) -> Network:
                    neighbor_embedding=True)  # fmt: skip
 
 
-class GivenDistance(nn.Module):
-    """Stands in for ViSNet's search: the edges are given; 0 for an atom's distance to itself."""
-
-    edges: Tensor
-
-    def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return edges, (2, E), their lengths, (E,), and vectors, (E, 3)."""
-        vector = pos[self.edges[0]] - pos[self.edges[1]]
-        other = self.edges[0] != self.edges[1]
-        length = pos.new_zeros(len(vector))
-        length[other] = vector[other].norm(dim=-1)
-        return self.edges, length, vector
-
-
 def visnet(statistics: Statistics, elements: list[int]) -> Network:
     """Return ViSNet as PyG has it by default: lmax 1, 128 channels, 8 heads, 6 layers."""
     from torch_geometric.nn.models import ViSNet
@@ -220,9 +266,9 @@ def visnet(statistics: Statistics, elements: list[int]) -> Network:
     model = ViSNet(std=statistics.energy_std, derivative=True)
     model.representation_model.distance = distance = GivenDistance()
 
-    def call(model: nn.Module, z: Tensor, pos: Tensor, batch: Tensor, edges: Tensor) -> Result:
-        distance.edges = edges
-        return model(z, pos, batch)
+    def call(model: nn.Module, atoms: Atoms) -> Result:
+        distance.edges = atoms.edges
+        return model(atoms.z, atoms.pos, atoms.batch)
 
     return Network(model, 5.0, call, "with loops")
 

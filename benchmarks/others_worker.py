@@ -2,6 +2,7 @@
 
     python others_worker.py train NAME RUN [MINUTES]   RUN/../frames.npz -> weights.pt, trained.json
     python others_worker.py answer NAME RUN            RUN/questions.npz -> answers.npz
+    python others_worker.py answer-crystals NAME RUN   RUN/../frames.npz -> answers.npz
     python others_worker.py time NAME RUN              prints seconds of each call
 
 It imports nothing of this project, and counts the processor's time of this process alone.
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from others_crystals import Crystals
 from others_networks import (
     BUILDERS,
     RECIPES,
@@ -35,12 +37,16 @@ from torch import Tensor, nn
 PACKAGES = {"mace": ("mace-torch", "e3nn"), "nequip": ("nequip", "e3nn"), "visnet":
             ("torch_geometric",), "tensornet": ("torchmd-net", "warp-lang"),
             "et": ("torchmd-net", "warp-lang")}  # fmt: skip
-CHECKS = 20  # validations, the last at the end
+CHECKS = 20  # validations at most, the last at the end
+CHECKING = 0.1  # one waits where those before took more than this part of the time
 ROUNDS, ROUND_SECONDS = 7, 2.0
 
 
 class Frames:
     """Frames of one set of atoms: z (n,), R (T, n, 3), E (T,) less its mean of training, F."""
+
+    at_once = 10  # where no weights are changed
+    most = 100  # in a step, whatever the recipe says
 
     def __init__(self, path: Path, unit: float) -> None:
         with np.load(path, allow_pickle=False) as arrays:
@@ -60,6 +66,19 @@ class Frames:
         rms = {int(z): float(F[:, self.z == z].square().mean().sqrt()) for z in self.z.unique()}
         return Statistics(neighbours, float(E.std()), float(F.square().mean().sqrt()), rms)
 
+    def count(self, part: str) -> int:
+        """Return the number of frames of a part."""
+        return len(self.parts[part][0])
+
+    def found(self, network: Network, part: str, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a network's energies and forces of some frames of a part."""
+        return network(self.z, self.parts[part][0][index])
+
+    def target(self, part: str, index: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Return energies, forces and the number of atoms of some frames of a part."""
+        _, E, F = self.parts[part]
+        return E[index], F[index], len(self.z)
+
 
 def rate(recipe: Recipe, step: int, used: float) -> float:
     """Return the learning rate: linear in the first steps, a cosine that ends with the budget."""
@@ -68,10 +87,11 @@ def rate(recipe: Recipe, step: int, used: float) -> float:
 
 
 def loss_of(recipe: Recipe, found: tuple, target: tuple, used: float) -> Tensor:
-    """Return the loss of a batch: energies (B,), forces (B, n, 3), in the recipe's unit."""
+    """Return the loss of a batch: energies (B,), forces, in the recipe's unit, and in the target
+    the number of atoms, one for all or (B,)."""
     last = recipe.last_energy_weight is not None and used > 0.8
     weight = recipe.last_energy_weight if last else recipe.energy_weight
-    scale = target[1].shape[1] if recipe.per_atom else 1
+    scale = target[2] if recipe.per_atom else 1
     energy = ((found[0] - target[0]) / scale).square().mean()
     return weight * energy + recipe.force_weight * (found[1] - target[1]).square().mean()
 
@@ -106,15 +126,25 @@ def evaluate(network: Network, z: Tensor, R: Tensor, size: int = 10) -> tuple[Te
     return torch.cat([energy for energy, _ in parts]), torch.cat([forces for _, forces in parts])
 
 
+def evaluate_part(network: Network, frames: Frames | Crystals, part: str) -> tuple[Tensor, Tensor]:
+    """Return energies, (T,), and forces of a part of the frames, in the recipe's unit."""
+    network.eval()
+    parts = [[x.detach() for x in frames.found(network, part, index)]
+             for index in torch.arange(frames.count(part)).split(frames.at_once)]  # fmt: skip
+    return torch.cat([energy for energy, _ in parts]), torch.cat([forces for _, forces in parts])
+
+
 def train(name: str, run: Path, minutes: float) -> None:
     """Train a network for some minutes of the processor's time; keep the best of its checks."""
     torch.manual_seed(0)
     recipe = RECIPES[name]
-    frames = Frames(run.parent / "frames.npz", recipe.unit)
-    z, statistics = frames.z, frames.statistics()
-    network = BUILDERS[name](statistics, sorted(set(z.tolist())))
-    loss_of(recipe, network(z, frames.parts["valid"][0][:2]), tuple(
-        x[:2] for x in frames.parts["valid"][1:]), 0.0).backward()  # fmt: skip
+    path = run.parent / "frames.npz"
+    frames = (Crystals if Crystals.are_in(path) else Frames)(path, recipe.unit)
+    recipe = recipe._replace(batch_size=min(recipe.batch_size, frames.most))
+    statistics = frames.statistics()
+    network = BUILDERS[name](statistics, sorted(set(frames.z.tolist())))
+    first = "valid", torch.arange(2)
+    loss_of(recipe, frames.found(network, *first), frames.target(*first), 0.0).backward()
     record = fit(network, frames, optimizer_of(name, network, recipe), recipe, 60 * minutes)
     kept = record.pop("weights")
     torch.save({"weights": kept, "statistics": tuple(statistics)}, run / "weights.pt")
@@ -127,37 +157,41 @@ def train(name: str, run: Path, minutes: float) -> None:
 
 
 def fit(
-    network: Network, frames: Frames, optimizer: torch.optim.Optimizer, recipe: Recipe,
+    network: Network, frames: Frames | Crystals, optimizer: torch.optim.Optimizer, recipe: Recipe,
     budget: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Train until the budget, in s of the processor, is used; return weights and what was done."""
-    z, data, (R, E, F) = frames.z, frames.parts["train"], frames.parts["valid"]
+    num_train, (E, F, _) = frames.count("train"), frames.target("valid", ...)
     average = Average(network, recipe.ema_decay)
     best, kept, step, log, order = math.inf, {}, 0, [], torch.empty(0, dtype=torch.int64)
-    begun, wall = time.process_time(), time.perf_counter()
+    begun, wall, checking = time.process_time(), time.perf_counter(), 0.0
     for check in range(1, CHECKS + 1):
         while (used := (time.process_time() - begun) / budget) < check / CHECKS:
             if len(order) < recipe.batch_size:
-                order = torch.randperm(len(data[0]))
+                order = torch.randperm(num_train)
             chosen, order = order[: recipe.batch_size], order[recipe.batch_size :]
-            train_step(network, z, [x[chosen] for x in data], optimizer, recipe, (step, used))
+            train_step(network, frames, chosen, optimizer, recipe, (step, used))
             average.update()
             step += 1
+        if check < CHECKS and checking > CHECKING * used * budget:
+            continue
+        checked = time.process_time()
         average.swap()
-        energy, forces = evaluate(network, z, R)
+        energy, forces = evaluate_part(network, frames, "valid")
         maes = [1000 * recipe.unit * float(x.abs().mean()) for x in (energy - E, forces - F)]
         log.append([round(used, 3), step, *maes])  # meV, meV/Å
         print(*log[-1], flush=True)
         if maes[1] < best:
             best, kept = maes[1], {k: x.clone() for k, x in network.state_dict().items()}
         average.swap()
-    return {"weights": kept, "steps": step, "epochs": step * recipe.batch_size / len(data[0]),
+        checking += time.process_time() - checked
+    return {"weights": kept, "steps": step, "epochs": step * recipe.batch_size / num_train,
             "processor_seconds": time.process_time() - begun, "log": log,
             "wall_seconds": time.perf_counter() - wall, "seed": 0}  # fmt: skip
 
 
 def train_step(
-    network: Network, z: Tensor, batch: list[Tensor], optimizer: torch.optim.Optimizer,
+    network: Network, frames: Frames | Crystals, chosen: Tensor, optimizer: torch.optim.Optimizer,
     recipe: Recipe, now: tuple[int, float],
 ) -> None:  # fmt: skip
     """Change the weights once; `now` is the step's number and the used part of the budget."""
@@ -165,8 +199,8 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = rate(recipe, *now)
     optimizer.zero_grad()
-    loss = loss_of(recipe, network(z, batch[0]), tuple(batch[1:]), now[1])
-    loss.backward()
+    found, target = frames.found(network, "train", chosen), frames.target("train", chosen)
+    loss_of(recipe, found, target, now[1]).backward()
     if recipe.clip_norm:
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
     optimizer.step()
@@ -200,6 +234,16 @@ def answer(name: str, run: Path) -> None:
     np.savez(run / "answers.npz", **{key: x.numpy() for key, x in answers.items()})
 
 
+def answer_crystals(name: str, run: Path) -> None:
+    """Answer the test frames of crystals: E (T,) in eV, F (N, 3)."""
+    path = run.parent / "frames.npz"
+    network, known = trained(name, run, Crystals(path, 1.0).z, torch.float32)
+    frames = Crystals(path, known["unit"])
+    energy, forces = evaluate_part(network, frames, "test")
+    energy = energy.double() * known["unit"] + frames.sizes("test") * known["offset"]
+    np.savez(run / "answers.npz", E=energy.numpy(), F=(forces.double() * known["unit"]).numpy())
+
+
 def times(name: str, run: Path) -> dict[str, list[float]]:
     """Return the medians of rounds, in s, of energies and forces of 1 and of 64 ethanols."""
     with np.load(run / "questions.npz", allow_pickle=False) as arrays:
@@ -227,6 +271,8 @@ def main() -> None:
         train(name, run, float(sys.argv[4]) if len(sys.argv) > 4 else 28.5)
     elif what == "answer":
         answer(name, run)
+    elif what == "answer-crystals":
+        answer_crystals(name, run)
     else:
         print(json.dumps(times(name, run)))
 
