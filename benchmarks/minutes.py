@@ -1,4 +1,4 @@
-"""Errors against minutes of one core, on ethanol and silicon: networks, ours and others', kernels.
+r"""Errors against minutes of one core, on ethanol and silicon: networks, ours and others', kernels.
 
     OMP_NUM_THREADS=1 python -m benchmarks.minutes train painn --minutes 3 --seed 1 --runs runs
     OMP_NUM_THREADS=1 python -m benchmarks.minutes train painn --minutes 1.5 --frames 100
@@ -10,9 +10,12 @@
 
 `train` trains one case, tests it and adds a row to `minutes.json`; a row that is there is not
 repeated. Minutes are the processor's, of one core: whatever else runs does not count. Packages that
-others wrote run in environments of their own, see `benchmarks.others`; kernels in this one:
+others wrote run in environments of their own, see `benchmarks.others`; kernels and SchNetPack in
+these:
 
     python3 -m venv .venv/kernels && .venv/kernels/bin/pip install -r benchmarks/kernels.txt
+    python3 -m venv .venv/schnetpack && .venv/schnetpack/bin/pip install \
+        -r benchmarks/schnetpack.txt && .venv/schnetpack/bin/pip install --no-deps schnetpack==2.1.1
 
 Needs the data folder (`SCHNET_DATA`, else ../shared/data).
 """

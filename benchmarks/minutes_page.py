@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 
 from benchmarks.minutes_data import SOURCES
-from benchmarks.minutes_text import AHEAD, COMMANDS, CURVES, INTRO, NOT_MEASURED, NOTES, PUBLISHED
+from benchmarks.minutes_text import (
+    AHEAD,
+    COMMANDS,
+    CURVES,
+    GIVEN_UP,
+    INTRO,
+    NO_SEEDS,
+    NOTES,
+    PUBLISHED,
+    SILICON,
+)
 from benchmarks.peers_page import table
 
 ALL_FRAMES = SOURCES["ethanol"].frames
@@ -44,12 +54,19 @@ CASES = {
     "tensornet": Case("TensorNet (torchmd-net)", "theirs", "tensornet", "", ("o--", "#d55e00")),
     "nequip": Case("NequIP", "theirs", "nequip", "", ("P--", "#009e73")),
     "mace": Case("MACE", "theirs", "mace", "", ("X--", "#e69f00")),
+    "mace-small": Case("MACE, invariant", "theirs", "mace-small", "", ("x--", "#e69f00")),
+    "schnetpack-painn": Case(
+        "PaiNN (SchNetPack)", "theirs", "schnetpack-painn", "", ("d--", "#882255")
+    ),
     "sgdml": Case("sGDML", "kernel", "sgdml", "", ("*-.", "#000000")),
     "fchl19": Case("FCHL19", "kernel", "fchl19", "", ("h-.", "#a0522d")),
 }
 DATA_OF_CASES = {  # beside those of ethanol alone
     case: ("ethanol", "silicon") for case, what in CASES.items() if what.kind != "kernel"
 }
+YTICKS = [5, 7, 10, 15, 20, 30, 50]
+SIZES = {1: "1 ethanol, ms", 64: "64, ms"}
+SIZES_OF_SILICON = {64: "64 atoms, ms", 512: "512, ms"}
 EARLIER = {  # which of ours `others.json` trained: with settings from before the recipes
     "schnet": "schnet", "painn": "painn-plain", "egnn": "egnn", "dimenet": "dimenet",
     "tensornet": "tensornet", "nequip": "nequip", "mace": "mace",
@@ -159,7 +176,9 @@ def short(x: float) -> str:
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
-def size_table(rows: list[Row], speed: Row, earlier: Row) -> list[str]:
+def size_table(
+    rows: list[Row], speed: Row, earlier: Row, sizes: dict[int, str] = SIZES
+) -> list[str]:
     """Return the table of sizes, times and epochs of the networks."""
     lines = []
     for case, what in CASES.items():
@@ -174,10 +193,9 @@ def size_table(rows: list[Row], speed: Row, earlier: Row) -> list[str]:
         lines.append([
             what.label, f"{known[0]['parameters']:,}", f"{known[0]['cutoff']:g}",
             ", ".join(f"{short(n)} in {x:g} min" for x, n in sorted(epochs.items())),
-            *(f"{short(ms[f'ms_{n}'])}{mark}" if f"ms_{n}" in ms else "–" for n in (1, 64)),
+            *(f"{short(ms[f'ms_{n}'])}{mark}" if f"ms_{n}" in ms else "–" for n in sizes),
         ])  # fmt: skip
-    return table(["", "parameters", "cutoff, Å", "epochs, seed 0", "1 ethanol, ms", "64, ms"],
-                 lines)  # fmt: skip
+    return table(["", "parameters", "cutoff, Å", "epochs, seed 0", *sizes.values()], lines)
 
 
 def settings_lines(rows: list[Row]) -> list[str]:
@@ -222,6 +240,48 @@ def curve_table(numbers: Row) -> list[str]:
     return table(["", *(f"{n} frames" for n in frames)], lines) + CURVES
 
 
+def silicon_rows(numbers: Row) -> list[Row]:
+    """Return the rows of all frames of silicon."""
+    return [row for row in numbers["rows"] if data_name(row) == "silicon"
+            and row["frames"] == SOURCES["silicon"].frames]  # fmt: skip
+
+
+def silicon_section(numbers: Row) -> list[str]:
+    """Return the page's section on silicon; nothing where nothing was measured."""
+    rows = silicon_rows(numbers)
+    if not rows:
+        return []
+    tables = {"force_mae": "force MAE, meV/Å", "force_rmse": "force RMSE, meV/Å",
+              "energy_per_atom_mae": "energy MAE, meV for each atom",
+              "energy_per_atom_rmse": "energy RMSE, meV for each atom"}  # fmt: skip
+    return [
+        *SILICON,
+        *(line for name, unit in tables.items() for line in error_table(rows, name, unit)),
+        "Force MAE in meV/Å:", "", *who_leads(rows),
+        *size_table(rows, numbers.get("speed_silicon", {}), {"networks": {}}, SIZES_OF_SILICON),
+        *settings_lines(rows),
+    ]  # fmt: skip
+
+
+def not_measured(numbers: Row, earlier: Row) -> list[str]:
+    """Return the lines that say what there was no time for."""
+    rows, lines = rows_of(numbers, earlier), []
+    if not silicon_rows(numbers):
+        lines.append("- bulk silicon;")
+    if not curve_rows(numbers):
+        lines.append("- learning curves of networks; those of the kernels stand in their table;")
+    networks = {case: what.label for case, what in CASES.items() if what.kind != "kernel"}
+    known = {row["case"] for row in rows}
+    short = {row["case"] for row in rows if row["minutes"] < earlier["minutes"]}
+    never = [label for case, label in networks.items() if case not in known]
+    long_only = [label for case, label in networks.items() if case in known - short]
+    if never:
+        lines.append(f"- {', '.join(never)};")
+    if long_only:
+        lines.append(f"- with less than {earlier['minutes']:g} minutes: {', '.join(long_only)};")
+    return ["There was no time left for:", "", *lines, NO_SEEDS, "", *GIVEN_UP]
+
+
 def page(numbers: Row, earlier: Row) -> str:
     """Return the page minutes.md, of whatever was measured."""
     rows = rows_of(numbers, earlier)
@@ -236,25 +296,30 @@ def page(numbers: Row, earlier: Row) -> str:
         *who_leads(rows), "## Size and speed", "",
         *size_table(rows, numbers["speed"], earlier), *NOTES, "", "## Learning curves", "",
         *curve_table(numbers), *PUBLISHED, "", "## What each was given", "",
-        *settings_lines(rows), "## Not measured", "", *NOT_MEASURED, "", *COMMANDS,
+        *settings_lines(rows), *silicon_section(numbers),
+        "## Not measured", "", *not_measured(numbers, earlier), "", *COMMANDS,
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
 def draw(numbers: Row, earlier: Row, path: Path) -> None:
-    """Draw force errors against minutes, and where there are some, learning curves."""
-    curves = curve_rows(numbers)
-    figure, axes = plt.subplots(1, 2 if curves else 1, figsize=(10 if curves else 6, 4.6),
+    """Draw force errors against minutes: of ethanol, of silicon, and learning curves."""
+    curves, silicon = curve_rows(numbers), silicon_rows(numbers)
+    count = 1 + bool(silicon) + bool(curves)
+    figure, axes = plt.subplots(1, count, figsize=(6 if count == 1 else 5 * count, 4.6),
                                 squeeze=False, layout="constrained")  # fmt: skip
-    _draw_minutes(axes[0, 0], rows_of(numbers, earlier))
+    _draw_minutes(axes[0, 0], rows_of(numbers, earlier), "1000 test frames of ethanol", YTICKS)
+    if silicon:
+        ticks = [20, 30, 50, 70, 100, 150, 200, 300, 500, 700]
+        _draw_minutes(axes[0, 1], silicon, "25 test frames of silicon", ticks)
     if curves:
-        _draw_curves(axes[0, 1], curves)
+        _draw_curves(axes[0, -1], curves)
     with plt.rc_context({"svg.hashsalt": "minutes"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 
-def _draw_minutes(ax: plt.Axes, rows: list[Row]) -> None:
+def _draw_minutes(ax: plt.Axes, rows: list[Row], test: str, yticks: list[float]) -> None:
     """Draw a line each case; what was trained earlier stands beside it, with an open mark."""
     for case, what in CASES.items():
         own = [row for row in rows if row["case"] == case]
@@ -271,7 +336,7 @@ def _draw_minutes(ax: plt.Axes, rows: list[Row]) -> None:
         for row in (row for row in own if row.get("earlier")):
             ax.plot(minutes_of(row), 1000 * row["force_mae"], style[0], color=color, markersize=7,
                     markerfacecolor="white", label=None if new else label)  # fmt: skip
-    _decorate(ax, "minutes of one core", "force MAE on 1000 test frames, meV/Å")
+    _decorate(ax, "minutes of one core", f"force MAE on {test}, meV/Å", yticks)
     ax.set_xticks([0.2, 0.5, 1, 2, 3, 5, 10, 20, 30])
 
 
@@ -285,14 +350,14 @@ def _draw_curves(ax: plt.Axes, curves: dict[tuple[str, float], dict[int, list[Ro
         for n in frames:
             every = [1000 * row["force_mae"] for row in curve[n]]
             ax.vlines(n, min(every), max(every), color=color, linewidth=4, alpha=0.4)
-    _decorate(ax, "frames, those that choose weights among them", "force MAE, meV/Å")
+    _decorate(ax, "frames, those that choose weights among them", "force MAE, meV/Å", YTICKS)
 
 
-def _decorate(ax: plt.Axes, x: str, y: str) -> None:
+def _decorate(ax: plt.Axes, x: str, y: str, yticks: list[float]) -> None:
     ax.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(plt.NullFormatter())
-    ax.set_yticks([5, 7, 10, 15, 20, 30, 50])
+    ax.set_yticks(yticks)
     ax.grid(which="both", alpha=0.25)
     ax.legend(fontsize="small", frameon=False)

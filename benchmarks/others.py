@@ -45,10 +45,11 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "others.json"
 ENVIRONMENTS = {
     "mace": "mace", "nequip": "nequip", "tensornet": "torchmd", "et": "torchmd",
-    "visnet": "visnet",
+    "visnet": "visnet", "mace-small": "mace", "schnetpack-painn": "schnetpack",
 }  # fmt: skip
 # Ours, by what they are called here: TensorNet is torchmd-net's, too.
 OURS = {f"{name}-tables" if name in ENVIRONMENTS else name: name for name in NAMES}
+OF_PAGE = ("mace", "nequip", "tensornet", "et", "visnet")  # the rest is for `benchmarks.minutes`
 MINUTES, NUM_VALIDATION, SEED = 28.5, 30, 0  # those of `benchmarks.networks`
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 """Our trainer asks glibc to keep what a step frees; so it does for the others."""
@@ -177,14 +178,14 @@ def main() -> None:
     parser.add_argument("what", choices=("train", "measure", "speed", "page"))
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--environments", type=Path, default=Path(".venv"), help="their folder")
-    parser.add_argument("--only", choices=(*NAMES, *ENVIRONMENTS), help="one network")
+    parser.add_argument("--only", choices=(*OURS, *OF_PAGE), help="one network")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "page":
         write_page()
         return
-    for name in [options.only] if options.only else (*NAMES, *ENVIRONMENTS):
-        if name in NAMES:
+    for name in [options.only] if options.only else (*OURS, *OF_PAGE):
+        if name in OURS:
             if options.what == "measure":
                 add(name, asked_here(name))
         elif options.what == "train":

@@ -45,11 +45,17 @@ RECIPES = {
                      ema_decay=0.999),
     "tensornet": Recipe("examples/TensorNet-rMD17.yaml of torchmd-net", 8, 1e-3, 0.5 * 0.01, 0.5,
                         warmup=500, clip_norm=40.0, unit=KCAL_MOL),
+    "schnetpack-painn": Recipe("experiment=rmd17 of SchNetPack 2.1.1", 10, 1e-3, 0.01, 0.99,
+                               ema_decay=0.995, unit=KCAL_MOL),
     "et": Recipe("examples/ET-MD17.yaml of torchmd-net", 8, 1e-3, 0.2 * 0.05, 0.8, warmup=1000,
                  unit=KCAL_MOL),
     "visnet": Recipe("examples/ViSNet-rMD17.yml of ViSNet", 4, 2e-4, 0.05 * 0.05, 0.95,
                      warmup=1000, unit=KCAL_MOL),
 }  # fmt: skip
+
+RECIPES["mace-small"] = RECIPES["mace"]._replace(
+    source="README of mace-torch 0.3.16, with `--max_L=0`, as in the small model of MACE-MP-0"
+)
 
 
 class Statistics(NamedTuple):
@@ -149,6 +155,11 @@ def mace(statistics: Statistics, elements: list[int], irreps: str = "128x0e + 12
         return found["energy"], found["forces"]
 
     return Network(model, 5.0, call)
+
+
+def mace_small(statistics: Statistics, elements: list[int]) -> Network:
+    """Return MACE whose messages are invariant: 128x0e."""
+    return mace(statistics, elements, "128x0e")
 
 
 def nequip(statistics: Statistics, elements: list[int]) -> Network:
@@ -273,8 +284,27 @@ def visnet(statistics: Statistics, elements: list[int]) -> Network:
     return Network(model, 5.0, call, "with loops")
 
 
+def schnetpack_painn(statistics: Statistics, elements: list[int]) -> Network:
+    """Return SchNetPack's PaiNN with 128 features, 3 layers and 20 Gaussians."""
+    from schnetpack_worker import potential_of_painn, properties  # makes it importable, too
+
+    sizes = {"num_features": 128, "num_blocks": 3, "num_gaussians": 20, "cutoff": 5.0}
+
+    def call(model: nn.Module, atoms: Atoms) -> Result:
+        j, i = atoms.edges
+        found = model({
+            properties.Z: atoms.z, properties.R: atoms.pos, properties.idx_m: atoms.batch,
+            properties.n_atoms: atoms.n_atoms, properties.idx_i: i, properties.idx_j: j,
+            properties.offsets: -atoms.shifts(),
+        })  # fmt: skip
+        return found["energy"], found["forces"]
+
+    return Network(potential_of_painn(sizes), sizes["cutoff"], call)
+
+
 BUILDERS: dict[str, Callable[[Statistics, list[int]], Network]] = {
     "mace": mace, "nequip": nequip, "tensornet": tensornet, "et": et, "visnet": visnet,
+    "mace-small": mace_small, "schnetpack-painn": schnetpack_painn,
 }  # fmt: skip
 
 
@@ -282,7 +312,7 @@ def optimizer_of(name: str, network: Network, recipe: Recipe) -> torch.optim.Opt
     """Return the optimizer of a recipe."""
     if name == "nequip":
         return torch.optim.Adam(network.parameters(), lr=recipe.lr)
-    if name != "mace":
+    if name not in ("mace", "mace-small"):
         return torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=0.0)
     decayed, others = [], []
     for key, weight in network.model.named_parameters():

@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 PACKAGES = {"mace": ("mace-torch", "e3nn"), "nequip": ("nequip", "e3nn"), "visnet":
             ("torch_geometric",), "tensornet": ("torchmd-net", "warp-lang"),
-            "et": ("torchmd-net", "warp-lang")}  # fmt: skip
+            "et": ("torchmd-net", "warp-lang"), "mace-small": ("mace-torch", "e3nn"),
+            "schnetpack-painn": ("schnetpack",)}  # fmt: skip
 CHECKS = 20  # validations at most, the last at the end
 CHECKING = 0.1  # one waits where those before took more than this part of the time
 ROUNDS, ROUND_SECONDS = 7, 2.0

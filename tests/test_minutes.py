@@ -16,7 +16,16 @@ from networks import painn
 
 from benchmarks import kernels_worker, minutes, minutes_page
 from benchmarks.minutes_data import Source, errors, parts_of
-from benchmarks.minutes_page import best_within, curve_rows, draw, page, rows_of, said
+from benchmarks.minutes_page import (
+    best_within,
+    curve_rows,
+    draw,
+    not_measured,
+    page,
+    rows_of,
+    said,
+    silicon_section,
+)
 from molnets import Potential, checkpoint
 from molnets.training import Dataset, Settings, evaluate, load, recipes
 
@@ -279,6 +288,37 @@ def test_rows_of_silicon_are_not_among_those_of_ethanol():
     assert curve_rows(both) == {}
 
 
+def crystal_row(case: str, budget: float, force: float, **more) -> dict:
+    """Return a row of silicon; errors of an atom's energy are a fiftieth of those of forces."""
+    errors = {"force_rmse": force / 500, "energy_per_atom_mae": force / 50000,
+              "energy_per_atom_rmse": force / 25000}  # fmt: skip
+    return row(case, budget, force, frames=214, data="silicon", **errors | more)
+
+
+def test_section_on_silicon_is_that_of_its_rows():
+    rows = [crystal_row("painn", 3.0, 77.0), crystal_row("mace", 3.0, 55.0),
+            crystal_row("schnet", 3.0, 11.0) | {"frames": 100}]  # fmt: skip
+    assert silicon_section(numbers_of(row("painn", 3.0, 8.0))) == []
+    found = numbers_of(row("painn", 3.0, 8.0), *rows) | {"speed_silicon": {"painn": {"ms_64": 4.5}}}
+    text = "\n".join(silicon_section(found))
+    for part in ("| 77.00 |", "| 154.00 |", "| 1.54 |", "| 3.08 |", "**MACE 55.0**", "| 4.5 | – |"):
+        assert part in text
+    assert "11.00" not in text
+    assert "8.00" not in text.replace("308.00", "")
+    assert text in page(found, EARLIER)
+    assert "silicon" not in "".join(not_measured(found, EARLIER))
+
+
+def test_what_was_not_measured_is_what_has_no_row():
+    text = "\n".join(not_measured(numbers_of(row("painn", 3.0, 8.0)), EARLIER))
+    assert "bulk silicon" in text
+    never, long_only = (line for line in text.splitlines() if "TensorNet" in line)
+    assert "PaiNN, tables" not in text
+    assert "PaiNN (SchNetPack)" in never
+    assert "TensorNet, tables" in never
+    assert long_only == "- with less than 28.5 minutes: TensorNet (torchmd-net);"
+
+
 def test_seeds_are_said_with_their_range():
     rows = [row("painn", 3.0, x, seed) for seed, x in enumerate((6.0, 7.0, 11.0))]
     assert said(rows, "force_mae") == "8.00 (6.00 to 11.00; 3 seeds)"
@@ -318,13 +358,14 @@ def test_learning_curves_are_of_one_budget():
 
 
 def test_figure_shows_every_case_that_was_measured(tmp_path):
-    found = numbers_of(row("painn", 3.0, 8.0), row("painn", 3.0, 30.0, frames=100), kernel(7, 60.0))
+    found = numbers_of(row("painn", 3.0, 8.0), row("painn", 3.0, 30.0, frames=100), kernel(7, 60.0),
+                       crystal_row("schnet", 3.0, 90.0))  # fmt: skip
     texts = {}
     for name, numbers in (("all", found), ("none", numbers_of())):
         with minutes_page.plt.rc_context({"svg.fonttype": "none"}):
             draw(numbers, EARLIER, tmp_path / f"{name}.svg")
         texts[name] = (tmp_path / f"{name}.svg").read_text()
-    for label in ("PaiNN, tables", "FCHL19"):
+    for label in ("PaiNN, tables", "FCHL19", "SchNet, tables", "of silicon"):
         assert label in texts["all"]
         assert label not in texts["none"]
     assert "TensorNet" in texts["none"]

@@ -13,6 +13,7 @@ from frames import ROOT, of_sizes
 from torch import nn
 
 from benchmarks import minutes, minutes_data, others
+from benchmarks.minutes_page import CASES
 
 PARTS = torch.tensor([2, 2, 4]), torch.tensor([4, 2]), torch.tensor([4, 2])
 
@@ -202,3 +203,24 @@ def test_steps_are_of_few_crystals(theirs, file, monkeypatch):
     worker.train("toy", run, 1.0)
     assert seen[0][3].batch_size == 2
     assert json.loads((run / "trained.json").read_text())["batch_size"] == 2
+
+
+def test_every_network_of_others_can_be_trained(theirs):
+    """It has a builder, a recipe, packages and an environment; all cases of the page do."""
+    asked = {case for case, what in CASES.items() if what.kind == "theirs"}
+    assert asked >= {"mace", "mace-small", "nequip", "tensornet", "schnetpack-painn"}
+    assert {*others.OF_PAGE, *asked} == {*others.ENVIRONMENTS}
+    for known in (theirs.networks.BUILDERS, theirs.networks.RECIPES, theirs.worker.PACKAGES):
+        assert {*known} == {*others.ENVIRONMENTS}
+    sources = [recipe.source for recipe in theirs.networks.RECIPES.values()]
+    assert len({*sources}) == len(sources)
+
+
+def test_small_mace_is_optimized_as_mace(theirs):
+    network = nn.Module()
+    network.model = nn.ModuleDict({"products": nn.Linear(2, 2), "other": nn.Linear(2, 2)})
+    recipe = theirs.networks.RECIPES["mace-small"]
+    made = [theirs.networks.optimizer_of(name, network, recipe) for name in ("mace", "mace-small")]
+    for optimizer in made:
+        assert type(optimizer) is torch.optim.Adam
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-7, 0.0]

@@ -14,11 +14,17 @@ S, symmetric without a trace. `Mix` is a dense layer of the features for each pa
 | C = Y M + M Y;   D = W'(C / (|C|² + 1));   X ← X + D + D²           | `Interaction`   |
 | ε_i = φ(norm (|I|², |A|², |S|²))                                    | `readout`       |
 
-u = r_ij / d_ij with r_ij = r_j − r_i, [u]ₓ v = u × v, |X|² the sum of squares, norm a layer norm.
-Products of matrices of even parity (I, S) and odd (A) keep parities, since Y M + M Y has no cross
-product of two vectors: energies are equal for mirror images. Not as in [1]: filters are linear in
-Gaussians and a constant times the cosine cutoff, W(d) = f(d) (w · e(d) + b), as in this project's
-PaiNN, where [1] has a perceptron of exponentials; perceptrons have two dense layers each.
+u = r_ij / d_ij with r_ij = r_j − r_i, [u]ₓ v = u × v, |X|² the sum of squares, norm a layer norm, φ
+two dense layers. Products of matrices of even parity (I, S) and odd (A) keep parities, since
+Y M + M Y has no cross product of two vectors: energies are equal for mirror images.
+
+Not as in the code of [1], torchmd-net's: an atom is no neighbour of its own, so that the energy of
+a lone one is no function of its element; filters are linear in Gaussians and a constant times the
+cosine cutoff, W(d) = f(d) (w · e(d) + b), as in this project's PaiNN, where [1] has exponentials
+and, in its blocks, a perceptron of three layers; φ of the embedding is F wide inside, not 2 F, and
+ends without SiLU; the readout has two dense layers; layer norms have no weights. The first norm
+hides how weak an only neighbour is, from d ≈ 0.8 r_c downwards; energy and force end smoothly at
+r_c.
 
 [1] Simeon & De Fabritiis, NeurIPS 2023, arXiv:2306.06482.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from itertools import chain
+from itertools import chain, repeat
 from operator import getitem, is_
 from typing import NamedTuple
 
@@ -24,9 +24,9 @@ from schnet_helpers import ElementEmbedding, RadialExpansion, SchNet
 
 SCHNET, PAINN, TENSORNET = 0, 1, 2  # as in engine.cpp
 SHIFT = ShiftedSoftplus().shift  # log(2) in single precision
-NORM_EPS = 1e-5  # as in tensornet.h
+NORM_EPS = 1e-5  # as in rooms.h
 OWN_METHODS = {"forward", "__call__", "message", "propagate", "aggregate", "update", "expand",
-               "around"}  # fmt: skip
+               "around", "atomic_energies"}  # fmt: skip
 ATTRIBUTES = ("cutoff", "aggr", "flow", "shift", "eps", "normalized_shape", "dim")
 OF_ALL_MODULES = [
     torch_module._global_forward_hooks,
@@ -155,7 +155,8 @@ def _tensornet(model: TensorNet) -> Structure:
     for name, norm, width in (("first.norm", first.norm, F), ("norm", model.norm, 3 * F)):
         _expect_type(norm, nn.LayerNorm, name)
         same = norm.normalized_shape == (width,) and norm.eps == NORM_EPS
-        _expect(same and not norm.elementwise_affine, f"{name} is {norm}")
+        weighted = norm.weight is not None or norm.bias is not None  # whatever its flag says
+        _expect(same and not weighted, f"{name} is {norm}, with weights: {weighted}")
     for name, layer, bias in (("p", first.p, True), ("q", first.q, False)):
         _expect_type(layer, nn.Linear, f"first.{name}")
         _expect((layer.bias is not None) == bias, f"first.{name} has another bias")
@@ -269,10 +270,12 @@ class Watch:
         self._dicts = [module.__dict__ for module in modules]
         plain = [(d, name) for d in self._dicts for name in ATTRIBUTES if name in d]
         self._plain = [d for d, _ in plain], [name for _, name in plain]
+        absent = [(d, name) for d in self._parameters for name, x in d.items() if x is None]
+        self._absent = [d for d, _ in absent], [name for _, name in absent]
         self._state = self._now()
         self._memory = _Memory([], None, np.empty(0, np.int64), np.empty(0, np.uint8))
 
-    def _now(self) -> tuple[list, ...]:
+    def _now(self) -> tuple[list | bool, ...]:
         """Return what must stay as it is; modules are compared by identity.
 
         It is asked for in every call: `map` and `chain` take a third of the time of loops.
@@ -282,6 +285,7 @@ class Watch:
             [*map(type, self._modules)],
             [*map(len, self._dicts)],
             [*map(getitem, *self._plain)],
+            all(map(is_, map(dict.get, *self._absent), repeat(None))),
             any(self._hooks),
         )
 

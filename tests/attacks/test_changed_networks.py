@@ -216,6 +216,12 @@ TENSORNET = {
     "q with bias": replace("first.q", with_bias),
     "filters with bias": replace("blocks.0.filters", with_bias),
     "norm with weights": replace("norm", lambda old: nn.LayerNorm(36)),
+    "norm that is given a weight": attribute(
+        "norm", "weight", nn.Parameter(torch.linspace(0.5, 2, 36).double())),
+    "norm that is given a bias": attribute(
+        "first.norm", "bias", nn.Parameter(torch.linspace(-1, 1, 12).double())),
+    "q is given a bias": attribute(
+        "first.q", "bias", nn.Parameter(torch.linspace(-1, 1, 12).double())),
     "norm of another eps": attribute("first.norm", "eps", 1e-2),
     "norm of another width": attribute("norm", "normalized_shape", (12,)),
     "no norm": replace("first.norm", lambda old: nn.Identity()),
@@ -284,6 +290,15 @@ def assert_same_steps(potential: Potential, atoms: tuple[Tensor, ...], weights: 
     assert loss == pytest.approx(expected, rel=1e-3)
     for a, b in zip(right, gradients, strict=True):
         assert float(F.l1_loss(b, a)) <= 1e-3 * float(a.abs().mean()) + 1e-9
+
+
+@pytest.mark.parametrize("make", ON_SPLINES.values())
+def test_a_network_with_energies_of_its_own_is_not_the_one_that_is_known(make):
+    atoms, network = cluster(), make()
+    before, old = Potential(network).energy_forces_virial(*atoms)[0], network.atomic_energies
+    network.atomic_energies = lambda z, edges: 0.5 * old(z, edges)
+    found = tabulated(Potential(network, graph=Graph(2.5))).energy_forces_virial(*atoms)
+    assert_equal(found[0], 0.5 * before, atol=1e-8)
 
 
 @pytest.mark.parametrize("make", ON_SPLINES.values())

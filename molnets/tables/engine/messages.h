@@ -1,4 +1,5 @@
-// What neighbours tell each other: the formulas of one edge, for scalars and vectors.
+// What neighbours tell each other: the formulas of one edge; here of scalars and vectors, in
+// tensors.h of matrices.
 //
 // A message is linear in filters W at |r_ij|, a row of M numbers for each of its channels. Its
 // class says what an atom sends (In) and receives (Out), a register's width at a time, and for an
@@ -8,11 +9,11 @@
 //     give_back   what the gradients of y_i come to for those of x_j, d and u
 //     meet        what multiplies W, and ∂W/∂d ḋ, in J
 //
-// `sign` is -1 for the edge from i to j, whose unit vector is -u. Vectors<1> is SchNet's,
+// `sign` is -1 for the edge from i to j, whose unit vector is -u. Of Vectors<C> the first C of
 //
-//     s_i += a_j[0] W[0];      v_i += a_j[1] W[1] u  +  v_j W[2]
+//     s_i += a_j[0] W[0];      v_i += a_j[1] W[1] u;      v_i += v_j W[2]
 //
-// has the first channel; the first block of PaiNN two, its others all three.
+// are there: SchNet has C = 1, the first block of PaiNN 2, its others 3.
 
 #pragma once
 

@@ -71,6 +71,8 @@ struct Mix {
 };
 
 // (x - mean) / √(variance + EPS) of a row of blocks of F numbers, of which `num` are the network's.
+// What pads the blocks is 0 in x and in the gradients of y, and weights of 0 follow it: only of the
+// variance must it be kept out.
 template <class R, Mode MODE>
 struct Norm {
     using A = Arithmetic<R, MODE>;
@@ -100,7 +102,7 @@ struct Norm {
         return {middle, R(1) / root(variance + EPS)};
     }
     T normed(const Quantity<R>& x, const Row& of, int64_t at, int64_t f) const {
-        return (A::get(x.x, at + f) - of.mean) * of.scale * load(mask + f % F);
+        return (A::get(x.x, at + f) - of.mean) * of.scale;
     }
     void forward(const Quantity<R>& x, const Quantity<R>& y, int64_t i) const {
         const int64_t at = i * blocks * F;
@@ -115,7 +117,7 @@ struct Norm {
           along = mean([&](int64_t f) { return A::get(y.g, at + f) * normed(x, of, at, f); });
         for (int64_t f = 0; f < blocks * F; f += LANES<R>) {
             T g = A::get(y.g, at + f) - level - normed(x, of, at, f) * along;
-            A::put(x.g, at + f, g * of.scale * load(mask + f % F));
+            A::put(x.g, at + f, g * of.scale);
         }
     }
 };

@@ -60,13 +60,13 @@ class TensorNetPass : public Pass<R, TensorNet<R>> {
     using Base::begin, Base::end, Base::graph, Base::keep, Base::net, Base::sizes, Base::work;
     using Inner = typename Base::Inner;
     const int64_t N = graph.num_rows, L = sizes.L, F = padded<R>(sizes.F), H = padded<R>(sizes.H);
-    struct State {
+    struct State {         // matrices: parts of (N, F), (N, 3 F), (N, 5 F)
         Parts<R> x, b, y;  // X, b(X), Y: what is sent
         Parts<R> m, c, d;  // M: what is received; b(Y M + M Y), D
     };
     std::vector<State> states;  // of the first, m alone
     struct First {
-        Quantity<R> z, p, q, squares, normed, scale;
+        Quantity<R> z, p, q, squares, normed, scale;  // (N, F), of scale (N, 3 F)
         Parts<R> mixed;
         Inner phi;
     } first;
@@ -95,7 +95,8 @@ public:
 
 private:
     using Shared = R* [3];
-    // Three arrays; without a way back from a loss, those of `x` and `g` are taken once.
+    // Three arrays. Without a way back from a loss, gradients are taken once for all blocks, in
+    // `g`, and numbers where they are given `x`: of what only the atom's own next step reads.
     Parts<R> matrices(Shared* x, Shared& g) {
         Parts<R> parts;
         for (int p = 0; p < 3; p++) {
@@ -368,8 +369,7 @@ public:
         this->run(2 * L + 1, [&](int64_t stage, int64_t part) {
             const int64_t lo = begin(part), hi = end(part);
             if (stage == 0)
-                for (Quantity<R>* own : {&first.z, &first.p, &first.q})
-                    std::fill(own->x[TANGENT] + lo * F, own->x[TANGENT] + hi * F, R(0));
+                std::fill(first.z.x[TANGENT] + lo * F, first.z.x[TANGENT] + hi * F, R(0));
             else if (stage <= L)
                 forward<TANGENT>(stage - 1, part);
             else

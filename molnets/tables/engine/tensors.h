@@ -23,23 +23,24 @@ struct Nine {
 
 template <class R, class T>
 Nine<T> matrix_of(const Nine<T>& x) {
-    const R half = R(1 / ROOT_2), sixth = R(1 / ROOT_6);
+    const R over_2 = R(1 / ROOT_2), over_6 = R(1 / ROOT_6);
     const auto& c = x.c;
-    T trace = c[0] * R(1 / ROOT_3), z = c[5] * sixth, plane = trace - z;
-    T difference = c[4] * half, xy = c[6] * half, xz = c[7] * half, yz = c[8] * half;
-    T u = c[1] * half, v = c[2] * half, w = c[3] * half;
-    return {{plane + difference, xy - w, xz + v, xy + w, plane - difference, yz - u, xz - v, yz + u,
-             trace + z + z}};
+    T trace = c[0] * R(1 / ROOT_3), zz = c[5] * over_6, plane = trace - zz;
+    T difference = c[4] * over_2, xy = c[6] * over_2, xz = c[7] * over_2, yz = c[8] * over_2;
+    T about_x = c[1] * over_2, about_y = c[2] * over_2, about_z = c[3] * over_2;
+    return {{plane + difference, xy - about_z, xz + about_y,  //
+             xy + about_z, plane - difference, yz - about_x,  //
+             xz - about_y, yz + about_x, trace + zz + zz}};
 }
 // The numbers along the nine matrices: the way back of the above, and its inverse.
 template <class R, class T>
 Nine<T> parts_of(const Nine<T>& m) {
-    const R half = R(1 / ROOT_2), sixth = R(1 / ROOT_6);
+    const R over_2 = R(1 / ROOT_2), over_6 = R(1 / ROOT_6);
     const auto& c = m.c;
     T plane = c[0] + c[4];
-    return {{(plane + c[8]) * R(1 / ROOT_3), (c[7] - c[5]) * half, (c[2] - c[6]) * half,
-             (c[3] - c[1]) * half, (c[0] - c[4]) * half, (c[8] + c[8] - plane) * sixth,
-             (c[1] + c[3]) * half, (c[2] + c[6]) * half, (c[5] + c[7]) * half}};
+    return {{(plane + c[8]) * R(1 / ROOT_3), (c[7] - c[5]) * over_2, (c[2] - c[6]) * over_2,
+             (c[3] - c[1]) * over_2, (c[0] - c[4]) * over_2, (c[8] + c[8] - plane) * over_6,
+             (c[1] + c[3]) * over_2, (c[2] + c[6]) * over_2, (c[5] + c[7]) * over_2}};
 }
 template <class T>
 Nine<T> turned(const Nine<T>& a) {
@@ -169,19 +170,19 @@ struct Surroundings {
 
         template <Mode MODE>
         static Directions of(const Edge& e, R sign) {
-            const R half = R(1 / ROOT_2), sixth = R(1 / ROOT_6), *u = e.u, *du = e.du;
+            const R over_2 = R(1 / ROOT_2), over_6 = R(1 / ROOT_6), *u = e.u, *du = e.du;
             Directions at;
             at.y[0] = R(ROOT_3);
             for (int k = 0; k < 3; k++) at.y[1 + k] = R(ROOT_2) * sign * u[k];
-            at.y[4] = (u[0] * u[0] - u[1] * u[1]) * half;
-            at.y[5] = (2 * u[2] * u[2] - u[0] * u[0] - u[1] * u[1]) * sixth;
+            at.y[4] = (u[0] * u[0] - u[1] * u[1]) * over_2;
+            at.y[5] = (2 * u[2] * u[2] - u[0] * u[0] - u[1] * u[1]) * over_6;
             at.y[6] = R(ROOT_2) * u[0] * u[1], at.y[7] = R(ROOT_2) * u[0] * u[2],
             at.y[8] = R(ROOT_2) * u[1] * u[2];
             if (MODE == VALUE) return at;
             at.rate[0] = 0;
             for (int k = 0; k < 3; k++) at.rate[1 + k] = R(ROOT_2) * sign * du[k];
-            at.rate[4] = 2 * (u[0] * du[0] - u[1] * du[1]) * half;
-            at.rate[5] = 2 * (2 * u[2] * du[2] - u[0] * du[0] - u[1] * du[1]) * sixth;
+            at.rate[4] = 2 * (u[0] * du[0] - u[1] * du[1]) * over_2;
+            at.rate[5] = 2 * (2 * u[2] * du[2] - u[0] * du[0] - u[1] * du[1]) * over_6;
             at.rate[6] = R(ROOT_2) * (u[0] * du[1] + du[0] * u[1]);
             at.rate[7] = R(ROOT_2) * (u[0] * du[2] + du[0] * u[2]);
             at.rate[8] = R(ROOT_2) * (u[1] * du[2] + du[1] * u[2]);
@@ -224,11 +225,11 @@ struct Surroundings {
     }
     // ∂/∂u of Σ G_k y_k over the symmetric part.
     static void turn(const R* u, const Out& G, Vec<R>* of_u) {
-        const R sixth = R(1 / ROOT_6);
+        const R over_6 = R(1 / ROOT_6);
         const auto& c = G.c;
-        of_u[0] = R(ROOT_2) * (c[4] * u[0] + c[6] * u[1] + c[7] * u[2]) - 2 * sixth * u[0] * c[5];
-        of_u[1] = R(ROOT_2) * (c[6] * u[0] - c[4] * u[1] + c[8] * u[2]) - 2 * sixth * u[1] * c[5];
-        of_u[2] = R(ROOT_2) * (c[7] * u[0] + c[8] * u[1]) + 4 * sixth * u[2] * c[5];
+        of_u[0] = R(ROOT_2) * (c[4] * u[0] + c[6] * u[1] + c[7] * u[2]) - 2 * over_6 * u[0] * c[5];
+        of_u[1] = R(ROOT_2) * (c[6] * u[0] - c[4] * u[1] + c[8] * u[2]) - 2 * over_6 * u[1] * c[5];
+        of_u[2] = R(ROOT_2) * (c[7] * u[0] + c[8] * u[1]) + 4 * over_6 * u[2] * c[5];
     }
     static void meet(const Edge& e, R sign, const In& x, const In&, const In& receiver,
                      const Out& G, const Out& P, Filter& at) {
