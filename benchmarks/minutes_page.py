@@ -64,7 +64,7 @@ CASES = {
 DATA_OF_CASES = {  # beside those of ethanol alone
     case: ("ethanol", "silicon") for case, what in CASES.items() if what.kind != "kernel"
 }
-YTICKS = [5, 7, 10, 15, 20, 30, 50]
+YTICKS = [4, 5, 7, 10, 15, 20, 30, 50]
 SIZES = {1: "1 ethanol, ms", 64: "64, ms"}
 SIZES_OF_SILICON = {64: "64 atoms, ms", 512: "512, ms"}
 EARLIER = {  # which of ours `others.json` trained: with settings from before the recipes
@@ -84,7 +84,8 @@ def rows_of(numbers: Row, earlier: Row) -> list[Row]:
             and (row["frames"] == ALL_FRAMES or not row["minutes"])]  # fmt: skip
     for name, case in EARLIER.items():
         row = earlier["networks"].get(name)
-        if row and "force_mae" in row:
+        here = any(r["case"] == case and r["minutes"] == earlier["minutes"] for r in rows)
+        if row and "force_mae" in row and not here:
             rows.append({**row, "case": case, "minutes": earlier["minutes"], "seed": 0,
                          "frames": ALL_FRAMES, "earlier": bool(row.get("ours"))})  # fmt: skip
     return rows
