@@ -187,7 +187,7 @@ def main() -> None:
     for name in [options.only] if options.only else (*OURS, *OF_PAGE):
         if name in OURS:
             if options.what == "measure":
-                add(name, asked_here(name))
+                add(name, asked_here(OURS[name]))
         elif options.what == "train":
             train(name, options)
         else:

@@ -117,9 +117,9 @@ def versions(networks: dict[str, dict[str, Any]]) -> list[str]:
 
 CONDITIONS = """\
 † Of this project. Their errors, times and epochs are those of [`networks.json`](networks.json),
-measured earlier (`python -m benchmarks.networks`): 28.5 minutes by the clock, on one thread;
-SchNet's times are those of its tables. The others' minutes are of the processor
-(`time.process_time`), since other work ran on the machine, and nothing was tuned for them. Their
+measured by `python -m benchmarks.networks`: 28.5 minutes by the clock, on one thread; times are
+those of tables for SchNet, PaiNN and TensorNet, of which PaiNN was trained without them. The
+minutes of our TensorNet and of the others are of the processor (`time.process_time`), since other work ran on the machine, and nothing was tuned for them. Their
 recipes foresee 1000 to 10,000 epochs: the table says what half an hour of one core makes of them,
 not how accurate these networks can be. One seed each.
 
