@@ -119,9 +119,10 @@ CONDITIONS = """\
 † Of this project. Their errors, times and epochs are those of [`networks.json`](networks.json),
 measured by `python -m benchmarks.networks`: 28.5 minutes by the clock, on one thread; times are
 those of tables for SchNet, PaiNN and TensorNet, of which PaiNN was trained without them. The
-minutes of our TensorNet and of the others are of the processor (`time.process_time`), since other work ran on the machine, and nothing was tuned for them. Their
-recipes foresee 1000 to 10,000 epochs: the table says what half an hour of one core makes of them,
-not how accurate these networks can be. One seed each.
+minutes of our TensorNet and of the others are of the processor (`time.process_time`), since other
+work ran on the machine, and nothing was tuned for them. Their recipes foresee 1000 to 10,000
+epochs: the table says what half an hour of one core makes of them, not how accurate these networks
+can be. One seed each.
 
 - Times: energies and forces of 1 and of 64 ethanols, float32, one thread: the median of seven
   rounds, and their range; the search for the graph is part of it. TensorNet and ET search it
