@@ -12,7 +12,6 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from itertools import compress
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from molnets.training.errors import Evaluation, evaluate, factors_of, loss_of
 
 NOT_NEGATIVE = ("minutes", "weight_decay", "rho_energy", "rho_forces", "rho_stress",
                 "clip_norm", "patience")  # fmt: skip
+CLEARLY = 0.9  # of the average's loss: below it the weights themselves are the better ones
 SAVE_EVERY = 5.0  # seconds, in `run`: short epochs would spend their time on files
 SAME = ("network", "sizes", "elements", "num_frames", "fingerprint")  # of a run that goes on
 
@@ -121,8 +121,10 @@ def element_energies_of(data: Dataset, frames: Tensor) -> Tensor:
 class Trainer:
     """Fit a model to the training frames and keep the weights that do best on validation frames.
 
-    After each epoch the weights and their running average are both judged; the better ones are
-    candidates for `best.pt`.
+    After each epoch the weights and their running average are both judged. The average is a
+    candidate for `best.pt`, or the weights if they are better by a tenth, as where an average has
+    not forgotten its start. Weights of single steps wander: of thousands, luck on few validation
+    frames would choose one.
 
     Args:
         potential: a potential with a card, on its device, as `standardized` makes. Its weights are
@@ -284,14 +286,15 @@ class Trainer:
         return loss
 
     def _judged(self) -> tuple[float, str, Evaluation]:
-        """Return the validation loss of the average or of the weights themselves: the lower one."""
+        """Return the validation loss of the average, or of the weights if that is clearly lower."""
         target = self.data.take(self.validation, torch.float64)
-        found = []
+        found = {}
         for name, (model, judge) in self._judges.items():
             results = evaluate(model, self.data, self.validation, forces_of=judge)
             loss = loss_of(results[1:], target, self.factors[self.validation]).item()
-            found.append((loss if math.isfinite(loss) else math.inf, name, results))
-        return min(found, key=itemgetter(0))
+            found[name] = (loss if math.isfinite(loss) else math.inf, name, results)
+        clearly = found["last"][0] < CLEARLY * found["average"][0]
+        return found["last" if clearly else "average"]
 
     def _keep(self, loss: float) -> None:
         score, name, evaluated = self._judged()
