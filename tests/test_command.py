@@ -580,7 +580,7 @@ def test_options_are_those_of_the_network(toy, capsys, monkeypatch):
     assert "network toy: Toy: counts neighbours" in text and "--num-gaussians" not in text
     text = help_of(["train"], capsys, monkeypatch)
     assert "--num-gaussians N" in text and "--strength" not in text
-    assert "--network {dimenet,egnn,painn,schnet,toy} which network" in text
+    assert "--network {dimenet,egnn,painn,schnet,tensornet,toy} which network" in text
 
 
 def test_new_network_is_trained_tested_moved_and_loaded(toy, start, tmp_path, capsys):

@@ -156,9 +156,11 @@ def test_plain_network_has_the_settings_of_the_tables(data, name):
 
 
 def test_settings_are_those_of_the_data(data):
-    """Silicon's PaiNN has the recipe's cutoff, and every network of ours its settings."""
+    """The recipes' where there are some, and every network of ours has settings."""
     bulk = dataset(CELL)
-    assert minutes.values_of("painn", data)["cutoff"] == 3.5
+    for case, network in (("painn", "painn"), ("tensornet-tables", "tensornet")):
+        recipe = recipes.MOLECULE[network]
+        assert minutes.values_of(case, data) == {**recipe, "engine": "spline"}
     assert minutes.values_of("painn", bulk, "silicon") == {**recipes.BULK["painn"],
                                                            "engine": "spline"}  # fmt: skip
     for case, what in minutes_page.CASES.items():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import others_measures as measures
+from benchmarks.others import OURS
 from benchmarks.others_page import LABELS, RECIPES, page
 
 ROOT = Path(__file__).parent.parent
@@ -119,8 +120,9 @@ def test_every_network_stands_on_the_page():
 
 def test_ours_are_the_numbers_of_their_own_file():
     ours = json.loads((ROOT / "benchmarks" / "networks.json").read_text())
-    for name, row in ours.items():
-        shown = NUMBERS["networks"][name]
+    assert set(OURS.values()) == set(ours)
+    for key, name in OURS.items():
+        row, shown = ours[name], NUMBERS["networks"][key]
         assert shown["force_mae"] == row["ethanol_force_mae"]
         assert shown["ms_64"] == row["ms_64"]
         assert shown["epochs"] == row["ethanol_epochs"]
