@@ -91,7 +91,7 @@ def train_ours(
     begun = time.process_time()
     trainer.run(progress=False)
     seconds = time.process_time() - begun
-    potential = checkpoint.load(out / "last.pt")  # the average; the rate has come to 0
+    potential = checkpoint.load(out / "best.pt")
     _, energies, forces, _ = evaluate(potential, data, test)
     return errors_of_frames(energies, forces, data, test) | {
         "num_train": len(train), "num_validation": len(validation), "num_test": len(test),
