@@ -22,8 +22,8 @@ INTRO = [
     "[`others.md`](others.md), by the clock and not by the processor's time, with settings from",
     "before the recipes; PaiNN's was compiled by torch. The rows of ours with a recipe were",
     "trained when weights a hair better than their average on those 30 frames were still kept in",
-    "its place; the errors are those of what is kept now, the average (of SchNet and PaiNN on",
-    "silicon the weights, which are better by more than a tenth).",
+    "its place; the errors are those of what is kept now, on ethanol the average, on silicon,",
+    "with its few epochs, the weights, which are better by more than a tenth.",
 ]
 NOTES = [
     "Times are of energies and forces in float32, one thread: ours and the kernels' (float64) of",
