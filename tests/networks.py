@@ -16,32 +16,21 @@ def schnet(
 ) -> SchNet:
     torch.manual_seed(0)
     model = SchNet(16, 12, blocks, 10, cutoff, gamma, embedding=ElementEmbedding(16))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return model.to(dtype)
+    return moved(model).to(dtype)
 
 
 def painn(
     dtype: torch.dtype = torch.float64, cutoff: float = 2.5, gamma: float = 4.0, blocks: int = 2
 ) -> PaiNN:
     torch.manual_seed(0)
-    model = PaiNN(12, blocks, 10, cutoff, gamma)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return model.to(dtype)
+    return moved(PaiNN(12, blocks, 10, cutoff, gamma)).to(dtype)
 
 
 def tensornet(
     dtype: torch.dtype = torch.float64, cutoff: float = 2.5, gamma: float = 4.0, blocks: int = 2
 ) -> TensorNet:
     torch.manual_seed(0)
-    model = TensorNet(12, blocks, 10, cutoff, gamma)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return model.to(dtype)
+    return moved(TensorNet(12, blocks, 10, cutoff, gamma)).to(dtype)
 
 
 # Those that the engine knows: by name, what makes one.
@@ -68,7 +57,11 @@ def filled(network: nn.Module) -> nn.Module:
 def shaken(network: nn.Module, size: float = 0.3) -> nn.Module:
     """Return the network in float64, every parameter moved at random, by a seed."""
     torch.manual_seed(0)
-    network.double()
+    return moved(network.double(), size)
+
+
+def moved(network: nn.Module, size: float = 0.1) -> nn.Module:
+    """Return the network, every parameter moved at random."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += size * torch.randn_like(parameter)

@@ -6,12 +6,14 @@ import dataclasses
 
 import pytest
 import torch
-from contract import PotentialContract, assert_equal, crystals, random_orthogonal
+from contract import PotentialContract, assert_equal, crystals, molecules, random_orthogonal
 from torch import nn
 
 from molnets import networks
 from molnets.edges import Edges, Graph
 from molnets.networks import NETWORKS
+from molnets.networks.painn import PaiNN
+from molnets.networks.tensornet import TensorNet
 from molnets.potential import NUM_ELEMENTS, Potential
 
 SMALL = {"cutoff": 3.0, "dim_embedding": 8, "num_filters": 12, "num_gaussians": 10}
@@ -149,3 +151,36 @@ def test_sizes_of_schnet():
 def test_wrong_names_and_sizes_are_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# PaiNN and TensorNet: networks of atoms with the same sizes
+
+OF_ATOMS = pytest.mark.parametrize("make", [PaiNN, TensorNet])
+
+
+@OF_ATOMS
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_no_number_of_a_weight_is_idle(make, blocks):
+    torch.manual_seed(0)
+    model = make(4, blocks, 6, 3.0).double()
+    z, pos, batch = molecules()
+    model.atomic_energies(z, Graph(3.0).edges(pos, batch)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if name != "embedding.weight":  # whose other rows wait for other elements
+            assert (parameter.grad != 0).all(), name
+
+
+@OF_ATOMS
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ({"dim_embedding": 0}, "dim_embedding: expected a positive integer, got 0"),
+        ({"num_interactions": -1}, "num_interactions: expected a positive integer, got -1"),
+        ({"num_gaussians": 2.5}, "num_gaussians: expected a positive integer, got 2.5"),
+        ({"cutoff": 0.0}, "cutoff: expected a positive finite number, got 0.0"),
+        ({"gamma": -1.0}, "gamma: expected a positive finite number, got -1.0"),
+    ],
+)
+def test_wrong_sizes_are_errors(make, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**sizes)

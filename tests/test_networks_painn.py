@@ -68,29 +68,3 @@ def test_energies_are_those_of_the_equations(blocks):
     energy_i = model.atomic_energies(z, edges)
     assert_equal(energy_i, one_by_one(model, z, edges), atol=1e-13)
     assert energy_i.std() > 1e-3
-
-
-@pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_no_number_of_a_weight_is_idle(blocks):
-    torch.manual_seed(0)
-    model = PaiNN(4, blocks, 6, 3.0).double()
-    z, pos, batch = molecules()
-    model.atomic_energies(z, Graph(3.0).edges(pos, batch)).square().sum().backward()
-    for name, parameter in model.named_parameters():
-        if name != "embedding.weight":  # whose other rows wait for other elements
-            assert (parameter.grad != 0).all(), name
-
-
-@pytest.mark.parametrize(
-    "sizes, message",
-    [
-        ({"dim_embedding": 0}, "dim_embedding: expected a positive integer, got 0"),
-        ({"num_interactions": -1}, "num_interactions: expected a positive integer, got -1"),
-        ({"num_gaussians": 2.5}, "num_gaussians: expected a positive integer, got 2.5"),
-        ({"cutoff": 0.0}, "cutoff: expected a positive finite number, got 0.0"),
-        ({"gamma": -1.0}, "gamma: expected a positive finite number, got -1.0"),
-    ],
-)
-def test_wrong_sizes_are_errors(sizes, message):
-    with pytest.raises(ValueError, match=message):
-        PaiNN(**sizes)

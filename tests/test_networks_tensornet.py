@@ -115,29 +115,3 @@ def test_directions_turn_vectors():
     turned = torch.einsum("eab,eb->ea", cross.squeeze(3), v)
     assert_equal(turned, torch.linalg.cross(u, v), atol=1e-14)
     assert abs(outer.squeeze(3).diagonal(dim1=1, dim2=2).sum(dim=1)).max() < 1e-14
-
-
-@pytest.mark.parametrize("blocks", [1, 3])
-def test_no_number_of_a_weight_is_idle(blocks):
-    torch.manual_seed(0)
-    model = TensorNet(4, blocks, 6, 3.0).double()
-    z, pos, batch = molecules()
-    model.atomic_energies(z, Graph(3.0).edges(pos, batch)).square().sum().backward()
-    for name, parameter in model.named_parameters():
-        if name != "embedding.weight":  # whose other rows wait for other elements
-            assert (parameter.grad != 0).all(), name
-
-
-@pytest.mark.parametrize(
-    "sizes, message",
-    [
-        ({"dim_embedding": 0}, "dim_embedding: expected a positive integer, got 0"),
-        ({"num_interactions": -1}, "num_interactions: expected a positive integer, got -1"),
-        ({"num_gaussians": 2.5}, "num_gaussians: expected a positive integer, got 2.5"),
-        ({"cutoff": 0.0}, "cutoff: expected a positive finite number, got 0.0"),
-        ({"gamma": -1.0}, "gamma: expected a positive finite number, got -1.0"),
-    ],
-)
-def test_wrong_sizes_are_errors(sizes, message):
-    with pytest.raises(ValueError, match=message):
-        TensorNet(**sizes)
