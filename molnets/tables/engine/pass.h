@@ -252,6 +252,40 @@ protected:
         run(num_stages, stage, [](int64_t) {});
     }
 
+    // Energies of atoms and forces: embed(lo, hi), forward(block, part) and backward(block, part),
+    // which fill `energy` and the pulls, 0 before.
+    template <class E, class F, class B, class G>
+    void compute(const Quantity<R>& energy, R* pull, R* energies, R* forces, E embed, F forward,
+                 B backward, G fetch) {
+        const int64_t L = sizes.L, num_pulls = Network::VECTORS ? 4 : 1;
+        embed(graph.num_atoms, graph.num_rows);
+        auto stages = [&](int64_t stage, int64_t part) {
+            const int64_t lo = begin(part), hi = end(part);
+            if (stage == 0) {
+                embed(lo, hi);
+                for (int64_t k = 0; k < num_pulls; k++)
+                    std::fill(pull + k * graph.num_edges + graph.first[2 * lo],
+                              pull + k * graph.num_edges + graph.first[2 * hi], R(0));
+            } else if (stage <= L) {
+                forward(stage - 1, part);
+            } else {
+                backward(2 * L - stage, part);
+            }
+            if (stage < 2 * L) return;
+            pull_atoms(part, pull, Network::VECTORS, forces);
+            for (int64_t i = lo; i < hi; i++)
+                energies[graph.order[i]] = energy.x[VALUE][i * LANES<R>];
+        };
+        run(2 * L + 1, stages, fetch);
+    }
+
+    // The gradients by the embeddings, from those of the rows.
+    void give_embeddings(const R* rows, int64_t stride, R* of_embeddings) const {
+        for (int64_t i = 0; i < graph.num_rows; i++)
+            std::copy(rows + i * stride, rows + i * stride + sizes.F,
+                      of_embeddings + graph.order[i] * sizes.F);
+    }
+
     void exchange(R* rows, int64_t stride, int64_t width) const {
         if (work.exchange(rows, stride, width)) throw ExchangeFailed();
     }

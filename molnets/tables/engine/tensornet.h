@@ -343,24 +343,12 @@ private:
 
 public:
     void values(const R* embeddings, R* energies, R* forces) {
-        embed(graph.num_atoms, graph.num_rows, embeddings);
-        auto compute = [&](int64_t stage, int64_t part) {
-            if (stage == 0) {
-                embed(begin(part), end(part), embeddings);
-                for (int k = 0; k < 4; k++)
-                    std::fill(pull + k * graph.num_edges + graph.first[2 * begin(part)],
-                              pull + k * graph.num_edges + graph.first[2 * end(part)], R(0));
-            } else if (stage <= L) {
-                forward<VALUE>(stage - 1, part);
-            } else {
-                backward<VALUE>(2 * L - stage, part);
-            }
-            if (stage < 2 * L) return;
-            this->pull_atoms(part, pull, true, forces);
-            for (int64_t i = begin(part); i < end(part); i++)
-                energies[graph.order[i]] = energy.x[VALUE][i * LANES<R>];
-        };
-        this->run(2 * L + 1, compute, [&](int64_t stage) { fetch(stage); });
+        this->compute(
+            energy, pull, energies, forces,
+            [&](int64_t lo, int64_t hi) { embed(lo, hi, embeddings); },
+            [&](int64_t n, int64_t part) { forward<VALUE>(n, part); },
+            [&](int64_t n, int64_t part) { backward<VALUE>(n, part); },
+            [&](int64_t stage) { fetch(stage); });
     }
 
     // ∇J by the weights, the tables and the embeddings; `rate` is filled.
@@ -391,9 +379,7 @@ public:
                 this->gradient_of_table(convolution(n), of_tables);
             else
                 this->gradient_of_table(surroundings(), of_tables);
-        for (int64_t i = 0; i < N; i++)
-            std::copy(first.z.g[TANGENT] + i * F, first.z.g[TANGENT] + i * F + sizes.F,
-                      of_embeddings + graph.order[i] * sizes.F);
+        this->give_embeddings(first.z.g[TANGENT], F, of_embeddings);
     }
 };
 
