@@ -64,7 +64,7 @@ CASES = {
 DATA_OF_CASES = {  # beside those of ethanol alone
     case: ("ethanol", "silicon") for case, what in CASES.items() if what.kind != "kernel"
 }
-YTICKS = [4, 5, 7, 10, 15, 20, 30, 50]
+YTICKS = [4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500]
 SIZES = {1: "1 ethanol, ms", 64: "64, ms"}
 SIZES_OF_SILICON = {64: "64 atoms, ms", 512: "512, ms"}
 EARLIER = {  # which of ours `others.json` trained: with settings from before the recipes
@@ -309,10 +309,9 @@ def draw(numbers: Row, earlier: Row, path: Path) -> None:
     count = 1 + bool(silicon) + bool(curves)
     figure, axes = plt.subplots(1, count, figsize=(6 if count == 1 else 5 * count, 4.6),
                                 squeeze=False, layout="constrained")  # fmt: skip
-    _draw_minutes(axes[0, 0], rows_of(numbers, earlier), "1000 test frames of ethanol", YTICKS)
+    _draw_minutes(axes[0, 0], rows_of(numbers, earlier), "1000 test frames of ethanol")
     if silicon:
-        ticks = [20, 30, 50, 70, 100, 150, 200, 300, 500, 700]
-        _draw_minutes(axes[0, 1], silicon, "25 test frames of silicon", ticks)
+        _draw_minutes(axes[0, 1], silicon, "25 test frames of silicon")
     if curves:
         _draw_curves(axes[0, -1], curves)
     with plt.rc_context({"svg.hashsalt": "minutes"}):
@@ -320,7 +319,7 @@ def draw(numbers: Row, earlier: Row, path: Path) -> None:
     plt.close(figure)
 
 
-def _draw_minutes(ax: plt.Axes, rows: list[Row], test: str, yticks: list[float]) -> None:
+def _draw_minutes(ax: plt.Axes, rows: list[Row], test: str) -> None:
     """Draw a line each case; what was trained earlier stands beside it, with an open mark."""
     for case, what in CASES.items():
         own = [row for row in rows if row["case"] == case]
@@ -337,7 +336,7 @@ def _draw_minutes(ax: plt.Axes, rows: list[Row], test: str, yticks: list[float])
         for row in (row for row in own if row.get("earlier")):
             ax.plot(minutes_of(row), 1000 * row["force_mae"], style[0], color=color, markersize=7,
                     markerfacecolor="white", label=None if new else label)  # fmt: skip
-    _decorate(ax, "minutes of one core", f"force MAE on {test}, meV/Å", yticks)
+    _decorate(ax, "minutes of one core", f"force MAE on {test}, meV/Å")
     ax.set_xticks([0.2, 0.5, 1, 2, 3, 5, 10, 20, 30])
 
 
@@ -351,14 +350,16 @@ def _draw_curves(ax: plt.Axes, curves: dict[tuple[str, float], dict[int, list[Ro
         for n in frames:
             every = [1000 * row["force_mae"] for row in curve[n]]
             ax.vlines(n, min(every), max(every), color=color, linewidth=4, alpha=0.4)
-    _decorate(ax, "frames, those that choose weights among them", "force MAE, meV/Å", YTICKS)
+    _decorate(ax, "frames, those that choose weights among them", "force MAE, meV/Å")
 
 
-def _decorate(ax: plt.Axes, x: str, y: str, yticks: list[float]) -> None:
+def _decorate(ax: plt.Axes, x: str, y: str) -> None:
     ax.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(plt.NullFormatter())
-    ax.set_yticks(yticks)
+    limits = ax.get_ylim()
+    ax.set_yticks(YTICKS)
+    ax.set_ylim(limits)  # ticks may lie beyond what was drawn
     ax.grid(which="both", alpha=0.25)
     ax.legend(fontsize="small", frameon=False)

@@ -17,7 +17,7 @@ import torch
 
 from molnets import checkpoint
 from molnets.checkpoint import Card
-from molnets.command.lammps import split
+from molnets.command.lammps import skins_in, split
 from molnets.coupling.domains import hops_of, images_of
 from molnets.networks import build
 from molnets.potential import Potential
@@ -269,6 +269,12 @@ def test_a_script_is_split_behind_the_command_that_makes_the_box(tmp_path, monke
             split(Path("in.lmp"))
     Path("in.lmp").write_text("create_box 1 b\npair_style none\n")
     split(Path("in.lmp"))
+
+
+def test_skins_of_a_script_are_its_numbers():
+    words = ["2.0", ".5", "1e+0", "3.", ".", "1.0.0", "${skin}", "-1"]
+    script = "neighbor\n# neighbor 9 bin\n" + "".join(f"neighbor {word} bin\n" for word in words)
+    assert skins_in(script) == [2.0, 0.5, 1.0, 3.0]
 
 
 @pytest.mark.parametrize(

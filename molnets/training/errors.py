@@ -52,9 +52,12 @@ class Evaluation(NamedTuple):
 
 
 def factors_of(data: Dataset, rho_energy: float, rho_forces: float, rho_virial: float) -> Tensor:
-    """Return what the errors of each frame count in the loss, (T, 3): a, c and s."""
+    """Return what the errors of each frame count in the loss, (T, 3): a, c and s.
+
+    Isolated atoms, which no training sees, do not count in the mean size.
+    """
     n = data.n_atoms.double()
-    each = rho_energy * (n.mean() / n) ** 2, rho_forces / n, rho_virial / n**2
+    each = rho_energy * (n[~data.alone].mean() / n) ** 2, rho_forces / n, rho_virial / n**2
     return torch.stack(each, dim=1) * data.weights.unsqueeze(1) * data.labels
 
 
