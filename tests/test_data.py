@@ -368,3 +368,86 @@ def test_split_of_the_file_is_kept(tmp_path, kind, suffix):
     assert data.split.dtype == torch.int64
     fewer = split(data, 5, 4, 1, 0)
     assert len(fewer[0]) == 5 and set(fewer[0].tolist()) <= set(train.tolist())
+
+
+# Frames that are there twice, written otherwise
+
+
+def changed(data: Dataset, **changes: torch.Tensor) -> Dataset:
+    """Return a data set with other arrays."""
+    names = ("z", "pos", "energies", "forces", "n_atoms", "cells", "split")
+    return Dataset(**({name: getattr(data, name) for name in names} | changes))
+
+
+def with_copy(change, num: int = 6, cell: torch.Tensor | None = None) -> Dataset:
+    """Return frames of which the last is the first, changed, (n, 3), and in the test's part."""
+    g = torch.Generator().manual_seed(0)
+    pos = torch.rand(num, 7, 3, generator=g).double() * 5
+    pos[:, 0] = 0
+    pos[-1] = change(pos[0].clone())
+    energies, forces = torch.randn(num, 22, generator=g).double().split([1, 21], dim=1)
+    energies[-1], forces[-1] = energies[0], forces[0]
+    parts = torch.arange(num) == num - 1
+    return Dataset(
+        torch.arange(1, 8).repeat(num), pos.view(-1, 3), energies[:, 0], forces.reshape(-1, 3),
+        torch.full((num,), 7), None if cell is None else cell.expand(num, 3, 3), split=parts,
+    )  # fmt: skip
+
+
+SKEWED = torch.tensor([[8.0, 0.3, 0], [-2.0, 7.0, 0.1], [0.5, 1.0, 9.0]]).double()
+SLAB = SKEWED * torch.tensor([[1.0], [1.0], [0.0]])
+
+
+def moved(*shift: int):
+    """Return a change that moves the fourth atom by lattice vectors of `SKEWED`."""
+    by = torch.tensor(shift).double() @ SKEWED
+    return lambda pos: pos.index_add(0, torch.tensor([3]), by.view(1, 3))
+
+
+@pytest.mark.parametrize(
+    "change, cell, same",
+    [
+        (lambda pos: (pos * 1e4).round() / 1e4, None, True),
+        (lambda pos: pos.float().double(), None, True),
+        (lambda pos: torch.where(pos == 0, -0.0, pos), None, True),
+        (moved(1, 0, -2), SKEWED, True),
+        (lambda pos: (moved(0, 3, 1)(pos) * 1e5).round() / 1e5, SKEWED, True),
+        (moved(-1, 1, 0), SLAB, True),
+        (moved(0, 0, 1), SLAB, False),  # where it is not periodic
+        (moved(1, 0, 0), None, False),
+        (lambda pos: pos + 1e-3, None, False),
+        (lambda pos: pos.roll(1, dims=0), None, False),
+    ],
+)
+def test_frames_that_are_the_same_but_for_how_they_are_written(change, cell, same):
+    data = with_copy(change, cell=cell)
+    if not same:
+        assert data.without_duplicates() is data
+        return
+    with pytest.raises(ValueError, match=r"split: .* in two parts .*, got frames 0 and 5, which"):
+        data.without_duplicates()
+    once = changed(data, split=None).without_duplicates()
+    assert len(once) == 5 and once.notes[-1].startswith("1 frames are there twice")
+
+
+def test_frames_that_are_near_but_have_other_labels_are_two():
+    """Fine scans are data; the same positions with other labels are a contradiction."""
+    near = with_copy(lambda pos: pos + 5e-5)
+    other = near.energies.clone()
+    other[-1] += 2e-3
+    assert changed(near, energies=other).without_duplicates().energies.tolist() == other.tolist()
+    same = with_copy(lambda pos: pos + 1e-8)
+    with pytest.raises(ValueError, match="labels and weights, got frames 0 and 5"):
+        changed(same, energies=other, split=None).without_duplicates()
+
+
+def test_a_trajectory_s_neighbours_are_no_duplicates():
+    """A thousand frames 0.001 apart; and a chain of near ones does not go for those that go."""
+    data = with_copy(lambda pos: pos, num=2)
+    for step, kept in ((1e-3, 1000), (6e-5, 500)):
+        pos = data.pos[:7] + step * torch.arange(1000).view(-1, 1, 1)
+        many = Dataset(
+            data.z[:7].repeat(1000), pos.view(-1, 3), torch.ones(1000),
+            data.forces[:7].repeat(1000, 1), torch.full((1000,), 7),
+        )  # fmt: skip
+        assert len(many.without_duplicates()) == kept

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,10 +22,12 @@ from molnets.checks import expect, expect_not_negative
 from molnets.edges import Edges, Graph, repeated
 from molnets.potential import NUM_ELEMENTS
 from molnets.tables import Frames
+from molnets.training.duplicates import without_duplicates
 
 FRAMES_AT_ONCE = 256  # whose edges are searched in one call
 PATIENCE = 2.0  # seconds without a progress bar
 PARTS = {"train": 0, "test": 1, "validation": 2}  # what a file says of its frames
+MOST_APART = 1e-3  # energies of isolated atoms of one element, or float32's digits
 MOST_VALIDATION, MOST_TEST = 50, 100  # frames, unless a number is given
 
 
@@ -65,7 +68,7 @@ class Dataset:
 
     Raises:
         ValueError: for shapes that do not fit together, values that are not finite, atomic numbers
-            that are none, or two atoms of a frame in one place.
+            that are none, parts of the split that are none, or two atoms of a frame in one place.
     """
 
     def __init__(
@@ -104,9 +107,19 @@ class Dataset:
         return len(self.n_atoms)
 
     def isolated_energies(self) -> dict[int, float]:
-        """Return the energies of the elements that are there as isolated atoms: their mean."""
+        """Return the energies of the elements that are there as isolated atoms: their mean.
+
+        Raises:
+            ValueError: if isolated atoms of one element have several energies.
+        """
         z, energies = self.z[self.first[self.alone]], self.energies[self.alone]
-        return {int(n): float(energies[z == n].mean()) for n in z.unique()}
+        found = {int(n): energies[z == n] for n in z.unique()}
+        for n, own in found.items():
+            least, most = float(own.min()), float(own.max())
+            ok = most - least <= max(MOST_APART, 3e-7 * max(-least, most))  # float32's digits
+            expected = f"isolated atoms of element {chemical_symbols[n]} with one energy"
+            expect(ok, "data", expected, f"energies from {least:.10g} to {most:.10g}")
+        return {n: float(own.mean()) for n, own in found.items()}
 
     def subset(self, frames: Tensor) -> Dataset:
         """Return some frames as a data set."""
@@ -128,36 +141,9 @@ class Dataset:
 
         Raises:
             ValueError: if two frames are the same but for their labels, or their parts of the split
-                are not the same: the test would know what it tests.
+                are not the same: the test would know what it tests. See `duplicates`.
         """
-        seen: dict[bytes, int] = {}
-        kept, twice = [], []
-        parts = zip(self.z.split(self.n_atoms.tolist()), self.pos.split(self.n_atoms.tolist()),
-                    strict=True)  # fmt: skip
-        for frame, (z, pos) in enumerate(parts):
-            cell = b"" if self.cells is None else self.cells[frame].numpy().tobytes()
-            first = seen.setdefault(z.numpy().tobytes() + pos.numpy().tobytes() + cell, frame)
-            (kept if first == frame else twice).append((first, frame))
-        if not twice:
-            return self
-        for first, frame in twice:
-            pair = torch.tensor([first, frame])
-            forces = self.forces[self.atoms_of(pair)].view(2, -1, 3)
-            virials = torch.zeros(2, 1) if self.virials is None else self.virials[pair]
-            same = bool(torch.equal(self.labels[first], self.labels[frame])
-                        and self.weights[first] == self.weights[frame]
-                        and torch.allclose(*virials, rtol=1e-6, atol=1e-6)
-                        and torch.isclose(*self.energies[pair], rtol=1e-9, atol=1e-6)
-                        and torch.allclose(*forces, rtol=1e-6, atol=1e-6))  # fmt: skip
-            expected = "frames that are there once, or with the same labels and weights"
-            expect(same, "data", expected, f"frames {first} and {frame}, which have others")
-            if self.split is not None and not self.alone[first]:
-                same = bool(self.split[first] == self.split[frame])
-                expected = "no frame in two parts of the split"
-                expect(same, "split", expected, f"frames {first} and {frame}, which are the same")
-        data = self.subset(torch.tensor([frame for _, frame in kept]))
-        data.notes.append(f"{len(twice)} frames are there twice: the second ones are left out")
-        return data
+        return without_duplicates(self)
 
     def atoms_of(self, frames: Tensor) -> Tensor:
         """Return the indices of the atoms of some frames, frame after frame."""
@@ -231,6 +217,9 @@ def _expect_arrays(n_atoms: Tensor, given: dict[str, Tensor]) -> None:
     known = (z.double() == z.long()) & (z >= 0) & (z < NUM_ELEMENTS)
     expected = f"whole atomic numbers below {NUM_ELEMENTS}"
     expect(known.all(), "z", expected, z[~known].unique().tolist())
+    codes = given.get("split", torch.zeros(0)).double().unique().tolist()
+    expected = ", ".join(f"{code} for {name}" for name, code in PARTS.items())
+    expect({*codes} <= {*PARTS.values()}, "split", expected, [f"{code:g}" for code in codes[:20]])
 
 
 class FrameEdges:
