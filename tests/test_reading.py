@@ -17,7 +17,7 @@ from contract import assert_equal
 from frames import CELL, arrays, npz
 
 from molnets.command import run
-from molnets.training import Source, load, split
+from molnets.training import Source, joined, load, split
 from molnets.training.trainer import element_energies_of
 
 KCAL = units.kcal / units.mol
@@ -559,3 +559,210 @@ def test_nothing_but_isolated_atoms(tmp_path):
     alone = [ase.Atoms(symbol, info={"energy": -5.0}) for symbol in "HO"]
     with pytest.raises(ValueError, match="data: expected frames that are no isolated atoms, got 2"):
         split(load(written(tmp_path / "a.extxyz", alone)))
+
+
+# Splits
+
+
+def frames_in_parts(parts: list[str | int | None], **keys: str) -> list[ase.Atoms]:
+    """Return frames that say which part of the split they are in; None for no word."""
+    frames = molecules(len(parts), energy="energy", forces="forces", **keys)
+    for atoms, part in zip(frames, parts, strict=True):
+        if part is not None:
+            atoms.info["split"] = part
+    return frames
+
+
+@pytest.mark.parametrize("codes", [[0, 1, 3], [0, -1, 1], [0.0, 0.5, 1.0]])
+def test_codes_of_no_part_of_the_split_are_refused(tmp_path, codes):
+    npz(tmp_path / "a.npz", split=np.array(codes * 8))
+    expected = r"split: expected 0 for train, 1 for test, 2 for validation, got \["
+    found = ", ".join(f"'{code:g}'" for code in sorted(codes))
+    with pytest.raises(ValueError, match=f"{expected}{found}"):
+        load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("names", [("train", "test", "val"), (0, 1, 2)])
+def test_the_split_of_what_ase_reads(tmp_path, names):
+    parts = [names[0]] * 5 + [names[1]] * 3 + [names[2]] * 2
+    alone = ase.Atoms("H", info={"energy": -1.0})
+    data = load(written(tmp_path / "a.extxyz", [*frames_in_parts(parts), alone]))
+    assert data.split.tolist() == [0] * 5 + [1] * 3 + [2] * 2 + [0]
+    assert "split of the file: 5 train, 3 test, 2 validation" in data.notes
+    assert sorted(split(data)[2].tolist()) == [5, 6, 7]
+
+
+def test_a_split_that_is_not_whole_or_not_known(tmp_path):
+    data = load(written(tmp_path / "a.extxyz", frames_in_parts(["train", None, "test", None])))
+    assert data.split is None and "split not read: 2 of 4 frames have none" in data.notes
+    path = written(tmp_path / "b.extxyz", frames_in_parts(["train", "some"]))
+    with pytest.raises(ValueError, match=r"split of frame 1 in .*b.extxyz: expected one of .*some"):
+        load(path)
+    path = written(tmp_path / "c.extxyz", frames_in_parts([0, 7]))
+    with pytest.raises(ValueError, match=r"split: expected 0 for train, .*got \['0', '7'\]"):
+        load(path)
+
+
+def test_the_frames_of_each_part_are_counted(tmp_path):
+    data = load(npz(tmp_path / "a.npz", split=np.repeat([0, 1, 2], [18, 4, 2])))
+    assert "split of the file: 18 train, 4 test, 2 validation" in data.notes
+    assert not any("split" in note for note in load(npz(tmp_path / "b.npz")).notes)
+
+
+# Stresses
+
+
+@pytest.mark.parametrize("pbc, kept", [("TTT", 4), ("TTF", 0), ("FFF", 0)])
+def test_stresses_without_a_volume_are_said(tmp_path, pbc, kept):
+    frames = molecules(4, energy="energy", forces="forces", stress="stress")
+    for atoms in frames:
+        atoms.pbc = [each == "T" for each in pbc]
+    data = load(written(tmp_path / "a.extxyz", frames))
+    assert int(data.labels[:, 2].sum()) == kept
+    why = "in 4 there is one, but no volume, for want of three periodic directions"
+    assert (f"4 of 4 frames have no stresses: {why}" in data.notes) == (kept == 0)
+
+
+def test_frames_without_a_stress_among_others(tmp_path):
+    frames = molecules(4, energy="energy", forces="forces", stress="stress")
+    del frames[1].info["stress"]
+    data = load(written(tmp_path / "a.extxyz", frames))
+    assert "1 of 4 frames have no stresses" in data.notes
+    data = load(npz(tmp_path / "b.npz", stress=np.ones((24, 6))))
+    assert any("24 of 24 frames have no stresses: in 24 there is" in note for note in data.notes)
+    assert not any("no stresses" in note for note in load(npz(tmp_path / "c.npz")).notes)
+
+
+def test_virials_are_no_stresses_whoever_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"stress_key: expected stresses, .* got REF_virials"):
+        Source(stress_key="REF_virials")
+    data = load(npz(tmp_path / "a.npz", virial=np.ones((24, 3, 3)), cell=CELL.numpy()))
+    assert "virial not read: stresses are, in energy / length³" in data.notes
+
+
+def test_the_unit_of_stresses_is_said(tmp_path):
+    frames = molecules(4, energy="energy", forces="forces", stress="stress")
+    data = load(written(tmp_path / "a.extxyz", frames), source=Source(stress_unit="GPa"))
+    assert "converted to eV and Å from eV, Å, forces eV/Å, stresses GPa" in data.notes
+
+
+# Isolated atoms
+
+
+@pytest.mark.parametrize("kind", ["isolated_atom", "IsolatedAtom", "ISOLATED_ATOM", "isolatedatom"])
+def test_isolated_atoms_are_what_they_say_in_any_cell(tmp_path, kind):
+    alone = ase.Atoms("H", cell=[9, 9, 9], pbc=True)
+    alone.info.update(energy=-13.5, config_type=kind)
+    bulk = ase.Atoms("H", cell=[2, 2, 2], pbc=True, info={"energy": -14.0, "config_type": "bulk"})
+    data = load(written(tmp_path / "a.extxyz", [alone, bulk]))
+    assert data.alone.tolist() == [True, False] and data.isolated_energies() == {1: -13.5}
+
+
+@pytest.mark.parametrize("scale, apart, ok", [(13, 9e-4, True), (13, 2e-3, False),
+                                              (5e5, 0.1, True), (5e5, 0.3, False)])  # fmt: skip
+def test_isolated_atoms_of_an_element_have_one_energy(tmp_path, scale, apart, ok):
+    energies = {"H": -scale, "He": -scale - apart}
+    frames = [ase.Atoms("He", [[x, 0, 0]], info={"energy": energies[name]})
+              for x, name in enumerate(energies)]  # fmt: skip
+    data = load(written(tmp_path / "a.extxyz", frames))
+    if ok:
+        assert data.isolated_energies()[2] == pytest.approx(-scale - apart / 2, abs=1e-7)
+        return
+    with pytest.raises(
+        ValueError, match=r"isolated atoms of element He with .*, got energies from"
+    ):
+        data.isolated_energies()
+
+
+# Weights
+
+
+def test_labels_whose_own_weight_is_zero_are_none(tmp_path):
+    frames = molecules(6, energy="energy", forces="forces", stress="stress")
+    frames[1].info["config_energy_weight"] = 0.0
+    for atoms in frames[2:4]:
+        atoms.info["config_forces_weight"] = 0
+    frames[4].info["config_stress_weight"] = 0.0
+    data = load(written(tmp_path / "a.extxyz", frames))
+    assert (~data.labels).nonzero().tolist() == [[1, 0], [2, 1], [3, 1], [4, 2]]
+    said = "config_forces_weight is 0 in 2 of 6 frames: their forces are left out"
+    assert said in data.notes and not any("honoured" in note for note in data.notes)
+
+
+def test_weights_of_labels_that_cannot_be_honoured_are_named(tmp_path):
+    frames = molecules(6, energy="energy", forces="forces")
+    for atoms in frames:
+        atoms.info.update(config_forces_weight=100.0, config_energy_weight=1.0)
+    alone = ase.Atoms("H", info={"energy": -1.0})
+    data = load(written(tmp_path / "a.extxyz", [*frames, alone]))
+    assert data.labels[:6, :2].all() and not any("honoured" in note for note in data.notes)
+    frames[0].info["config_forces_weight"] = 0.5
+    data = load(written(tmp_path / "b.extxyz", frames))
+    said = "config_forces_weight of 0.5 to 100 not honoured: only 0 and config_weight are"
+    assert said in data.notes
+
+
+@pytest.mark.parametrize("name", ["weights", "weight", "config_weight"])
+def test_names_of_weights_of_arrays(tmp_path, name):
+    data = load(npz(tmp_path / "a.npz", **{name: np.arange(24.0).reshape(24, 1)}))
+    assert data.weights.tolist() == [*range(24)] and f"weights {name!r} taken" in data.notes
+    both = {"weights": np.ones(24), "config_weight": np.zeros(24)}
+    data = load(npz(tmp_path / "b.npz", **both))
+    assert data.weights.all() and "config_weight not read: weights is" in data.notes
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("energy", "abc", "expected numbers, got 'abc'"),
+        ("config_weight", "high", "expected numbers, got 'high'"),
+        ("config_weight", np.array([1.0, 2.0]), r"expected shape \(1,\), got \(2,\)"),
+        ("config_weight", -1.0, "expected a finite number, none below 0, got -1.0"),
+        ("config_forces_weight", "low", "expected numbers, got 'low'"),
+    ],
+)
+def test_values_of_another_kind_are_named_with_file_frame_and_key(tmp_path, key, value, message):
+    frames = molecules(3, energy="energy", forces="forces")
+    frames[1].info[key] = value
+    path = written(tmp_path / "a.extxyz", frames)
+    with pytest.raises(ValueError, match=rf"^{key} of frame 1 in .*a.extxyz: {message}"):
+        load(path)
+
+
+def test_dummy_atoms_are_refused(tmp_path):
+    frames = molecules(3, energy="energy", forces="forces")
+    frames[2].numbers[1] = 0
+    path = written(tmp_path / "a.extxyz", frames)
+    with pytest.raises(ValueError, match=r"z: expected elements in .*, got dummy .* in frame 2"):
+        load(path)
+
+
+@pytest.mark.parametrize("offset, spacing", [(-97_000, "0.0078"), (-100, None)])
+def test_energies_of_few_digits_are_said(tmp_path, offset, spacing):
+    exact = arrays()["E"] + offset
+    coarse = exact.astype("float32")
+    known = Source(energy_unit="eV", length_unit="Å")
+    for number, energies in enumerate((exact, coarse, coarse.astype("float64"))):
+        data = load(npz(tmp_path / f"{number}.npz", E=energies), source=known)
+        said = [note for note in data.notes if "no more digits than float32" in note]
+        assert len(said) == (number > 0 and spacing is not None)
+        assert all(f"these lie {spacing} eV apart" in note for note in said)
+
+
+def test_rounded_copies_in_other_files_are_found(tmp_path):
+    frames = molecules(20, energy="energy", forces="forces")
+    data = load(written(tmp_path / "a.extxyz", frames))
+    copies = [atoms.copy() for atoms in frames[:5]]
+    for atoms in copies:
+        atoms.positions = atoms.positions.round(4)
+        atoms.arrays["forces"] = atoms.arrays["forces"].round(4)
+    paths = tmp_path / "a.extxyz", written(tmp_path / "b.extxyz", copies)
+    once = load(*paths)
+    assert once.fingerprint() == data.fingerprint()
+    said = "5 frames are there twice, 5 of them but for rounding or lattice vectors: the second"
+    assert once.notes[-1].startswith(said)
+    with pytest.raises(ValueError, match=r"split: expected no frame in two parts"):
+        joined([load(path) for path in paths], [0, 1]).without_duplicates()

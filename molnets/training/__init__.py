@@ -1,7 +1,10 @@
 """Training on energies and forces.
 
 data.py      frames, their edges, and how they are split
+duplicates.py  frames that are there twice
 reading.py   frames from files
+atoms.py     the same from files that ASE reads
+labels.py    energies, forces and virials in their units, and notes on them
 source.py    how files are to be read: keys and units
 consistency.py  whether energies and forces belong together
 errors.py    the loss, and errors over all and by element

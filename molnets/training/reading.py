@@ -1,25 +1,23 @@
-"""Data files: arrays in .npz and .pt, and whatever ASE reads.
+"""Data files: arrays in .npz and .pt; what ASE reads stands in `atoms.py`.
 
 Axes:   T frames, N atoms of all frames, n atoms of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
-from molnets.checkpoint import UNKNOWN
 from molnets.checks import expect
-from molnets.training.data import PARTS, Dataset, joined
-from molnets.training.source import OPTIONS, REDUCED_UNITS, Source
+from molnets.training.atoms import from_ase
+from molnets.training.data import Dataset, joined
+from molnets.training.labels import Raw, dataset, on_virials, part_of
+from molnets.training.source import OPTIONS, Source
 
 MD17 = "md17:"  # what a data set that is downloaded begins with
 ARRAYS = {  # names of arrays, the first that is there is taken
@@ -30,13 +28,7 @@ ARRAYS = {  # names of arrays, the first that is there is taken
     "z": ("z", "Z", "nuclear_charges", "atomic_numbers", "numbers", "charges"),
     "cells": ("cell", "cells", "lattice"),
 }
-LABELS = {  # the same in what ASE reads; a reference's name goes before a calculator's
-    "energies": ("REF_energy", "energy", "Energy", "energies", "free_energy"),
-    "forces": ("REF_forces", "forces", "force", "Forces"),
-    "stresses": ("REF_stress", "stress", "stresses"),
-}
-
-
+WEIGHTS = ("weights", "weight", "config_weight")
 AS_IT_IS = Source()
 
 
@@ -47,9 +39,10 @@ def load(*paths: str | Path, source: Source = AS_IT_IS) -> Dataset:
     and atomic numbers (n,), (T, n), 0 where a frame has fewer atoms, or one for all; or `n_atoms`
     (T,) and positions, forces and atomic numbers of all frames one after the other. Names are
     MD17's, revised MD17's and others of `ARRAYS`; `cell` (T, 3, 3), `stress` (T, 3, 3) or (T, 6),
-    `weights` (T,) and `split` (T,) are taken where they are. Everything else is read by ASE, raw
-    labels whatever is held fixed, with `config_weight`. `md17:revised ethanol`, or another of the
-    names in PyG's `MD17`, is downloaded to the folder `md17` once.
+    `weights` (T,) and `split` (T,), of names or numbers in `PARTS`, are taken where they are.
+    Everything else is read by ASE, raw labels whatever is held fixed, with `config_weight` and
+    `split`; a label whose weight (`config_forces_weight`) is 0 is none. `md17:revised ethanol`, or
+    another of the names in PyG's `MD17`, is downloaded to the folder `md17` once.
 
     What was found and done stands in the data's `notes`.
 
@@ -82,7 +75,7 @@ def _load_one(path: str | Path, source: Source) -> Dataset:
         return _from_arrays(_read_pt(path), source)
     known = replace(source, energy_unit=source.energy_unit or "eV",
                     length_unit=source.length_unit or "Å")  # fmt: skip
-    return _from_ase(path, known)
+    return from_ase(path, known)
 
 
 def _read_md17(name: str, root: str = "md17") -> dict[str, Tensor]:
@@ -106,16 +99,9 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # of many kinds, for what is no archive or cut off
         raise ValueError(f"path: expected plain arrays in {path}, got {error}") from error
     if "split" in arrays and arrays["split"].dtype.kind in "US":
-        arrays["split"] = np.array([_part_of(str(name)) for name in arrays["split"].ravel()])
+        arrays["split"] = np.array([part_of(str(name)) for name in arrays["split"].ravel()])
     numbers = {key: x for key, x in arrays.items() if x.dtype.kind in "fiub"}
     return {key: _as_tensor(x) for key, x in numbers.items()}
-
-
-def _part_of(name: str) -> int:
-    """Return the number of a part of the split that has a name."""
-    found = [number for part, number in PARTS.items() if name and part.startswith(name.lower())]
-    expect(len(found) == 1, "split", f"one of {list(PARTS)}", repr(name))
-    return found[0]
 
 
 def _as_tensor(x: np.ndarray) -> Tensor:
@@ -178,9 +164,22 @@ def _from_arrays(arrays: dict[str, Tensor], source: Source) -> Dataset:
     if names["stresses"] is not None:
         stresses = _stresses_of(arrays[names["stresses"]].double(), T)
     used = {what: name for what, name in names.items() if name is not None}
-    more = {name: arrays[name] for name in ("split", "weights") if name in arrays}
-    given = _Frames(z, pos, n_atoms, cells, energies, forces, stresses)
-    return _dataset(source, given, used, **more)
+    raw = Raw(z, pos, n_atoms, cells, energies, forces, stresses)
+    weights, notes = _weights_of(arrays, T)
+    data = dataset(source, raw, used, split=arrays.get("split"), weights=weights)
+    data.notes += notes + on_virials(arrays, used)
+    return data
+
+
+def _weights_of(arrays: dict[str, Tensor], num_frames: int) -> tuple[Tensor | None, list[str]]:
+    """Return weights (T,), None if there are none, and which arrays are taken for them."""
+    there = [name for name in WEIGHTS if name in arrays]
+    if not there:
+        return None, []
+    weights = arrays[there[0]]
+    weights = weights.flatten() if weights.shape == (num_frames, 1) else weights
+    notes = [f"weights {there[0]!r} taken"]
+    return weights, notes + [f"{name} not read: {there[0]} is" for name in there[1:]]
 
 
 def _laid_out(
@@ -236,164 +235,3 @@ def _stresses_of(stresses: Tensor, num_frames: int) -> Tensor:
     ok = stresses.numel() == 9 * num_frames
     expect(ok, "stress", f"({num_frames}, 3, 3) or ({num_frames}, 6)", tuple(stresses.shape))
     return stresses.reshape(num_frames, 3, 3)
-
-
-class _Frames(NamedTuple):
-    """What a file holds of its frames, in its units; None and NaN are no labels."""
-
-    z: Tensor  # (N,)
-    pos: Tensor  # (N, 3)
-    n_atoms: Tensor  # (T,)
-    cells: Tensor | None  # (T, 3, 3)
-    energies: Tensor | None  # (T,)
-    forces: Tensor | None  # (N, 3)
-    stresses: Tensor | None  # (T, 3, 3)
-
-
-def _dataset(
-    source: Source, given: _Frames, used: dict[str, str], **more: Tensor | None
-) -> Dataset:
-    """Return a data set in eV and Å, if the units are known."""
-    z, pos, n_atoms, cells, energies, forces, stresses = given
-    T, N = len(n_atoms), len(pos)
-    energies = torch.full((T,), torch.nan).double() if energies is None else energies.double()
-    forces = torch.full((N, 3), torch.nan).double() if forces is None else forces.double()
-    expect(energies.shape == (T,), "energies", f"({T},)", tuple(energies.shape))
-    expect(forces.shape == pos.shape, "forces", f"{tuple(pos.shape)}", tuple(forces.shape))
-    E, L, F, S = source.factors()
-    virials = None
-    if stresses is not None and cells is not None:
-        volume = torch.linalg.det(cells.double() * L).abs().view(-1, 1, 1)
-        virials = S * stresses.double() * volume
-        virials[volume.flatten() == 0] = torch.nan
-    labels, filled = _labels(n_atoms, energies, forces, virials)
-    energies, forces, virials = filled
-    data = Dataset(
-        z, pos.double() * L, energies * E, forces * F, n_atoms,
-        None if cells is None else cells.double() * L, virials=virials, labels=labels,
-        **more,
-    )  # fmt: skip
-    E, L = source.energy_unit, source.length_unit
-    data.energy_unit = E if E in REDUCED_UNITS else "eV" if E else UNKNOWN
-    data.length_unit = L if L in REDUCED_UNITS else "Å" if L else UNKNOWN
-    data.notes = _notes(source, data, used)
-    return data
-
-
-def _labels(
-    n_atoms: Tensor, energies: Tensor, forces: Tensor, virials: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor | None]]:
-    """Return which labels are there, (T, 3), and all of them with 0 in place of those that are not.
-
-    A frame's label is not there if all of its numbers are NaN.
-    """
-    frame = torch.arange(len(n_atoms)).repeat_interleave(n_atoms)
-    missing = torch.ones(len(n_atoms), dtype=torch.int64)
-    missing = missing.scatter_reduce(0, frame, forces.isnan().all(dim=1).long(), "amin")
-    known = [~energies.isnan(), missing == 0]
-    known.append(
-        torch.zeros_like(known[0]) if virials is None else ~virials.isnan().all(dim=2).all(dim=1)
-    )
-    labels = torch.stack(known, dim=1)
-    energies = torch.where(labels[:, 0], energies, 0.0)
-    forces = torch.where(labels[frame, 1].unsqueeze(1), forces, 0.0)
-    virials = virials if virials is None else torch.where(labels[:, 2, None, None], virials, 0.0)
-    return labels, (energies, forces, virials if labels[:, 2].any() else None)
-
-
-def _notes(source: Source, data: Dataset, used: dict[str, str]) -> list[str]:
-    names = ", ".join(f"{what} {name!r}" for what, name in used.items())
-    notes = [f"taken: {names}"]
-    if any(x != 1.0 for x in source.factors()):
-        energy, length = source.energy_unit or "energies", source.length_unit or "lengths"
-        forces = source.force_unit or f"{energy}/{length}"
-        notes.append(f"converted to eV and Å from {energy}, {length}, forces {forces}")
-    for what, known in zip(LABELS, data.labels.T, strict=True):
-        if what != "stresses" or known.any():
-            missing = int((~known).sum())
-            if missing:
-                notes.append(f"{missing} of {len(data)} frames have no {what}")
-    return notes
-
-
-def _from_ase(path: Path, source: Source) -> Dataset:
-    from ase.io import read
-
-    try:
-        frames = _rows_of(path) if path.suffix == ".db" else read(path, index=":")
-    except Exception as error:  # each format has its own
-        got = f"{type(error).__name__} {error}"
-        raise ValueError(f"path: expected a file that ASE reads, {path}, got {got}") from error
-    if not frames:
-        raise ValueError(f"path: expected frames in {path}, got none")
-    held = [_held_by(atoms) for atoms in frames]
-    names = {what: _name_in(held, what, source, path) for what in LABELS}
-    if names["energies"] is names["forces"] is None:
-        raise KeyError(
-            f"path: expected energies or forces in {path}, got frames with "
-            f"{sorted(set().union(*held))}; --energy-key and --forces-key choose"
-        )
-    parts: dict[str, list[np.ndarray]] = {what: [] for what in LABELS}
-    for number, (atoms, own) in enumerate(zip(frames, held, strict=True)):
-        shapes = {"energies": (1,), "forces": (len(atoms), 3), "stresses": (3, 3)}
-        for what, shape in shapes.items():
-            value = own.get(names[what])
-            parts[what].append(_as_shape(value, shape, f"{names[what]} of frame {number}"))
-    used = {what: name for what, name in names.items() if name is not None}
-    cells = np.stack([atoms.cell.array * atoms.pbc[:, None] for atoms in frames])
-    weights = [float(own.get("config_weight", 1.0)) for own in held]
-    types = [str(own.get("config_type", "")).lower() for own in held]
-    single = [len(atoms) == 1 for atoms in frames]
-    alone = [one and (kind == "isolatedatom" or not atoms.pbc.any())
-             for one, kind, atoms in zip(single, types, frames, strict=True)]  # fmt: skip
-    given = _Frames(
-        torch.as_tensor(np.concatenate([atoms.numbers for atoms in frames])),
-        torch.as_tensor(np.concatenate([atoms.positions for atoms in frames])),
-        torch.tensor([len(atoms) for atoms in frames]), torch.as_tensor(cells),
-        torch.from_numpy(np.concatenate(parts["energies"])),
-        torch.from_numpy(np.concatenate(parts["forces"])),
-        torch.from_numpy(np.stack(parts["stresses"])),
-    )  # fmt: skip
-    data = _dataset(source, given, used, weights=torch.tensor(weights, dtype=torch.float64),
-                    alone=torch.tensor(alone))  # fmt: skip
-    unread = sorted(name for name in set().union(*held) if "virial" in name.lower())
-    if unread and names["stresses"] is None:
-        data.notes.append(f"{', '.join(unread)} not read: stresses are, in energy / length³")
-    return data
-
-
-def _rows_of(path: Path) -> list[Atoms]:
-    """Return the rows of a database with all that they hold, which ASE's `read` leaves out."""
-    from ase.db import connect
-
-    with connect(path) as database:
-        return [row.toatoms(add_additional_information=True) for row in database.select()]
-
-
-def _held_by(atoms: Atoms) -> dict[str, Any]:
-    """Return all that a frame holds by name; results of a calculator as they are stored."""
-    found = dict(atoms.info.get("data") or {}) | dict(atoms.info.get("key_value_pairs") or {})
-    found |= dict(atoms.calc.results) if atoms.calc is not None else {}
-    own = {name: x for name, x in atoms.arrays.items() if name not in ("numbers", "positions")}
-    return (
-        found | own | {k: x for k, x in atoms.info.items() if k not in ("data", "key_value_pairs")}
-    )
-
-
-def _name_in(held: Sequence[dict[str, Any]], what: str, source: Source, path: Path) -> str | None:
-    """Return the name under which frames hold energies, forces or stresses: one for all."""
-    given, there = source.key(what), set().union(*held)
-    if given and given not in there:
-        raise KeyError(f"{OPTIONS[what]}: expected one of {sorted(there)} in {path}, got {given!r}")
-    return given or next((name for name in LABELS[what] if name in there), None)
-
-
-def _as_shape(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """Return a label as an array of a shape; NaN if there is none."""
-    if value is None:
-        return np.full(shape, np.nan)
-    array = np.asarray(value, dtype=np.float64)
-    if shape == (3, 3) and array.size == 6:
-        array = voigt_6_to_full_3x3_stress(array.ravel())
-    expect(array.size == np.prod(shape), name, f"shape {shape}", array.shape)
-    return array.reshape(shape)

@@ -49,6 +49,8 @@ class Source:
             value = getattr(self, name)
             expected = f"one of {', '.join(known)}, or none for others: nothing is converted then"
             expect(not value or value in known, name, expected, repr(value))
+        expected = "stresses, in energy / length³, which are no virials"
+        expect("virial" not in self.stress_key.lower(), "stress_key", expected, self.stress_key)
         energy, _, length = self.force_unit.rpartition("/")
         ok = not self.force_unit or (energy in ENERGY_UNITS and length in LENGTH_UNITS)
         expect(ok, "force_unit", "an energy / a length, such as Hartree/Bohr", self.force_unit)
