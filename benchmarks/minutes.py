@@ -161,6 +161,8 @@ def speed(case: str, options: argparse.Namespace) -> dict[str, float]:
     On ethanol of 1 and of 64 molecules; on silicon of a cell of 64 atoms and of 8 such cells.
     """
     name = options.data
+    if CASES[case].kind == "theirs":
+        return speed_elsewhere(case, options)
     found = folder(name, options.runs).glob(f"{case}_*_0_{SOURCES[name].frames}/best.pt")
     model = checkpoint.load(sorted(found)[-1])
     model = tabulated(model) if CASES[case].engine == "spline" else model
@@ -171,6 +173,14 @@ def speed(case: str, options: argparse.Namespace) -> dict[str, float]:
     *_, test = parts_of(data, SOURCES[name].frames, 0, SOURCES[name])
     whole = test[data.n_atoms[test] == 64][:1]
     return {f"ms_{64 * k**3}": ms(model, crystal(data, whole, k)) for k in (1, 2)}
+
+
+def speed_elsewhere(case: str, options: argparse.Namespace) -> dict[str, float]:
+    """Return such times of a network in its package's environment, on ethanol."""
+    asked = sorted(options.runs.glob(f"*/{case}/questions.npz"))[-1]
+    placed = argparse.Namespace(runs=asked.parents[1], environments=options.environments)
+    times = others.speed(case, placed)
+    return {key: times[key] for key in ("ms_1", "ms_64")}
 
 
 def molecules(z: Tensor, R: Tensor) -> tuple[Tensor, ...]:
@@ -256,6 +266,10 @@ def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error("case: expected a network or a kernel")
     if options.data not in DATA_OF_CASES.get(case, ("ethanol",)):
         parser.error(f"data: expected no {options.data} for {case}")
+    if options.what == "speed" and CASES[case].kind == "kernel":
+        parser.error(f"case: expected a network, got {case}: a kernel's training has its times")
+    if options.what == "speed" and CASES[case].kind == "theirs" and options.data != "ethanol":
+        parser.error(f"data: expected ethanol for the times of {case}")
     all_frames = SOURCES[options.data].frames
     if CASES[case].kind == "theirs" and (options.seed or options.frames not in (None, all_frames)):
         parser.error(f"seed, frames: expected 0 and all for {case}, which has no others")

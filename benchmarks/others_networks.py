@@ -299,7 +299,11 @@ def schnetpack_painn(statistics: Statistics, elements: list[int]) -> Network:
         })  # fmt: skip
         return found["energy"], found["forces"]
 
-    return Network(potential_of_painn(sizes), sizes["cutoff"], call)
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # SchNetPack makes its Gaussians in no other
+    model = potential_of_painn(sizes).to(dtype)
+    torch.set_default_dtype(dtype)
+    return Network(model, sizes["cutoff"], call)
 
 
 BUILDERS: dict[str, Callable[[Statistics, list[int]], Network]] = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,27 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise OSError(f"{path} cannot be written, what was there is kept: {error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make a folder that no other process of this machine writes to in this way.
+
+    Raises:
+        FileExistsError: if there is one, which runs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    own = folder / f".{os.getpid()}-runs"
+    own.touch()
+    try:
+        for path in folder.glob(".*-runs"):
+            pid = path.name[1:].partition("-")[0]
+            if path != own and pid.isdigit() and _runs(int(pid)):
+                got = f"{folder}, which process {pid} writes to"
+                raise FileExistsError(f"out: expected a folder of its own, got {got}")
+        yield
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: Path) -> None:

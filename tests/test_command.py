@@ -811,3 +811,26 @@ def test_an_earlier_run_is_not_overwritten(tmp_path):
     with pytest.raises(FileExistsError, match=r"out: .*, --resume to go on or --overwrite"):
         run(["train", str(data), "--out", str(out), *BRIEF])
     assert (out / "last.pt").read_bytes() == before
+
+
+def test_frames_that_cannot_be_tested_on(trained, tmp_path):
+    np.savez(tmp_path / "atom.npz", R=np.zeros((2, 1, 3)), E=np.zeros(2), F=np.zeros((2, 1, 3)),
+             z=np.array([6]))  # fmt: skip
+    with pytest.raises(
+        ValueError, match="data: expected frames that are no isolated atoms, got 1 of"
+    ):
+        run(["test", str(trained / "best.pt"), str(tmp_path / "atom.npz"), *UNITS])
+    state = checkpoint.read(trained / "best.pt")
+    next(iter(state["model"].values())).fill_(math.nan)
+    checkpoint.write(state, tmp_path / "nan.pt")
+    with pytest.raises(ValueError, match="checkpoint: expected finite energies and forces"):
+        run(["test", str(tmp_path / "nan.pt"), str(trained / "data.npz")])
+
+
+def test_atoms_that_are_all_held_do_not_move(trained, tmp_path):
+    atoms = ase.Atoms("HCH", np.eye(3) * 1.2, constraint=FixAtoms([0, 1, 2]))
+    ase.io.write(tmp_path / "held.extxyz", atoms)
+    with pytest.raises(ValueError, match="start: expected atoms that can move, got 3"):
+        run(["md", str(trained / "best.pt"), str(tmp_path / "held.extxyz"), "--out",
+             str(tmp_path / "md.extxyz")])  # fmt: skip
+    assert not (tmp_path / "md.extxyz").exists()

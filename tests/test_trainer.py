@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from frames import SIZES, dataset, trainer_for
+from frames import SIZES, dataset, of_sizes, trainer_for
 
 from molnets import checkpoint
 from molnets.training import (
@@ -569,3 +569,30 @@ def test_averages_have_no_history(data, tmp_path):
     trainer.run_epoch()
     assert all(x.grad_fn is None and not x.requires_grad for x in trainer.ema.parameters())
     assert any((a != w).any() for a, w in zip(trainer.averages, trainer.weights, strict=True))
+
+
+def test_frames_of_weight_zero_decide_nothing(data):
+    """Neither the scale nor the energies of elements, nor which elements are known."""
+    frames = torch.arange(16)
+    expected = standardized(SIZES, data.subset(frames[3:]), torch.arange(13))
+    data.weights[:3], data.energies[:3], data.forces[:21] = 0.0, 1e3, 1e6
+    data.z[:7] = 2
+    found = standardized(SIZES, data, frames)
+    assert torch.equal(found.element_energies, expected.element_energies)
+    assert float(found.scale) == float(expected.scale)
+    assert found.card.elements == [1, 6] and found.card.num_frames == 16
+    data.weights[:16] = 0.0
+    with pytest.raises(ValueError, match="frames: expected some of a weight above 0"):
+        standardized(SIZES, data, frames)
+
+
+def test_test_frames_do_not_change_the_loss_of_training(tmp_path):
+    """Energies count by atom of the mean size in training: of 3 and 1 atoms, not of 5 and 4."""
+    data = of_sizes()
+    data.alone[:] = False
+    settings = Settings(batch_size=1, rho_energy=0.5)
+    train = torch.tensor([0, 1])
+    potential = standardized(SIZES, data, train)
+    trainer = Trainer(potential, data, train, torch.tensor([2]), settings, tmp_path)
+    expected = 0.5 * (2.0 / torch.tensor([3.0, 1, 5, 2, 4]).double()) ** 2
+    assert torch.allclose(trainer.factors[:, 0], expected, rtol=1e-12)

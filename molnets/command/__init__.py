@@ -6,6 +6,7 @@ md.py      molnets md CHECKPOINT START --out FILE
 lammps.py  molnets lammps CHECKPOINT SCRIPT ELEMENT …
 ipi.py     molnets ipi CHECKPOINT FRAME
 info.py    molnets info CHECKPOINT
+runs.py     folders of runs, and what may be written there
 table.py   tables in a terminal
 
 Each subcommand has `add_arguments(parser, arguments)` and `run(options)`.

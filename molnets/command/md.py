@@ -70,6 +70,8 @@ def run(options: Namespace) -> Atoms:
     if options.out.exists():
         raise FileExistsError(f"out: expected a new file, got {options.out}, which exists")
     atoms = read("start", options.start)
+    free = atoms.get_number_of_degrees_of_freedom()
+    expect(free > 0, "start", "atoms that can move", f"{len(atoms)} that constraints hold")
     atoms.calc = ModelCalculator(options.checkpoint, protocol.skin)
     rng = np.random.RandomState(protocol.seed)
     if not atoms.get_velocities().any():
@@ -155,9 +157,10 @@ def _move(dynamics: MolecularDynamics, atoms: Atoms, protocol: Protocol, out: Pa
         if not math.isfinite(energy + T):
             bar.close()
             expected = "a finite energy and temperature"
+            kept = f"the frames before are in {out}" if temperatures else "no frame is written"
             raise FloatingPointError(
                 f"steps: expected {expected}, got {energy} eV and {T} K between steps {first} and "
-                f"{first + steps}; the frames before are in {out}"
+                f"{first + steps}; {kept}"
             )
         ase.io.write(out, atoms, format="extxyz", append=True)
         temperatures.append(T)

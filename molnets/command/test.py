@@ -74,6 +74,8 @@ def run(options: Namespace) -> dict[str, Any]:
 
 def _splits(data: Dataset) -> dict[str, Tensor]:
     molecules = ~data.alone
+    expected, got = "frames that are no isolated atoms", f"{len(data)} of these alone"
+    expect(bool(molecules.any()), "data", expected, got)
     if data.split is None:
         return {"all": molecules.nonzero().flatten()}
     names = {number: name for name, number in PARTS.items()}
@@ -82,7 +84,9 @@ def _splits(data: Dataset) -> dict[str, Tensor]:
 
 
 def _errors(potential: Potential, data: Dataset, frames: Tensor) -> dict[str, Any]:
-    errors, _, forces, _ = evaluate(potential, data, frames)
+    errors, energies, forces, _ = evaluate(potential, data, frames)
+    finite = bool(energies.isfinite().all() and forces.isfinite().all())
+    expect(finite, "checkpoint", "finite energies and forces", "others, of some frames")
     target = data.take(frames, torch.float64)
     known = data.labels[frames, 1].repeat_interleave(data.n_atoms[frames])
     elements = force_errors_by_element(target.z[known], target.forces[known], forces[known])

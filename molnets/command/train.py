@@ -8,6 +8,7 @@ import math
 import os
 import platform
 from argparse import ArgumentParser, Namespace
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from molnets import checkpoint
 from molnets.checks import expect, expect_size
+from molnets.command.runs import clear, expect_folders, folders_of
 from molnets.dynamics.figures import learning_curve_figure, parity_figure
-from molnets.files import write_json, write_whole
+from molnets.files import alone_in, write_json, write_whole
 from molnets.networks import NETWORKS, sizes_of
 from molnets.options import add_options, chosen
 from molnets.training import recipes
@@ -49,8 +51,9 @@ def add_arguments(parser: ArgumentParser, arguments: list[str]) -> None:
     again.add_argument("--resume", action="store_true",
                        help="go on from OUT/last.pt, for more epochs or minutes too")  # fmt: skip
     again.add_argument("--overwrite", action="store_true", help="begin anew where a run is")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train a committee of so "
-                        "many, in folders of OUT, and report their spread")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=1, metavar="N",
+                        help="train a committee of so many on the same frames, in folders of OUT, "
+                        "and report their spread")  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cpu or cuda")  # fmt: skip
     parser.add_argument("--float64", action="store_true", help="double precision")
@@ -84,23 +87,25 @@ def run(options: Namespace) -> dict[str, Any]:
     expect_size("seeds", options.seeds)
     _keep_memory()
     _expect_device(options.device)
-    if "RANK" in os.environ:
-        dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
-        if options.device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    folders = [options.out / f"seed-{settings.seed + n}" for n in range(options.seeds)]
-    folders = folders if options.seeds > 1 else [options.out]
-    for folder in folders:
-        _expect_new(folder, options)
+    _join_processes(options.device)
+    folders = folders_of(options.out, settings.seed, options.seeds)
+    earlier = expect_folders(folders, options)
     data = read(options, source)
-    settings, sizes = cooked(options, data, folders[0])
+    parts = parts_of(options, data, settings.seed)
+    settings, sizes = cooked(options, data, len(parts[0]), folders[0])
     metrics = []
-    for number, folder in enumerate(folders):
-        own = replace(settings, seed=settings.seed + number)
-        found, interrupted = _train(options, data, sizes, own, folder)
-        metrics.append(found)
-        if interrupted:
-            break
+    with alone_in(options.out) if _is_first() else nullcontext():
+        for number, folder in enumerate(folders):
+            own = replace(settings, seed=settings.seed + number)
+            trainer = trainer_of(options, data, sizes, own, parts, folder)
+            if number == 0 and _is_first():  # what is asked for is right, as far as one can see
+                clear(earlier, folder)
+            found = _train(options, trainer, data, parts[2])
+            if not (trainer.interrupted and metrics):
+                metrics.append(found)
+            if trainer.interrupted:
+                _say(f"seed {own.seed} was cut short; --resume goes on")
+                break
     if len(metrics) > 1 and metrics[0]:
         metrics = [_spread(metrics, options.out)]
     if dist.is_initialized():
@@ -110,12 +115,23 @@ def run(options: Namespace) -> dict[str, Any]:
     return metrics[0]
 
 
-def cooked(options: Namespace, data: Dataset, folder: Path) -> tuple[Settings, Any]:
+def _join_processes(device: str) -> None:
+    """Join the processes that torchrun has started, if it has."""
+    if "RANK" in os.environ:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def cooked(options: Namespace, data: Dataset, num_train: int, folder: Path) -> tuple[Settings, Any]:
     """Return settings and sizes: the recipe's but for what is given; print which recipe it is.
+
+    A batch that nobody gave is no larger than the training frames, and the same for each process.
 
     Args:
         options: the command's.
         data: the frames, which choose the recipe if the options do not.
+        num_train: how many of them there are to train on.
         folder: of the run; one that goes on keeps its recipe.
     """
     name, given = options.recipe, getattr(options, "given", frozenset())
@@ -124,30 +140,15 @@ def cooked(options: Namespace, data: Dataset, folder: Path) -> tuple[Settings, A
     elif name == recipes.AUTO:
         name = recipes.choose(data)
     values = dict(recipes.values_of(name, options.network))
-    if "batch_size" in values:  # each process takes its share
-        world = int(os.environ.get("WORLD_SIZE", 1))
-        values["batch_size"] = world * math.ceil(values["batch_size"] / world)
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(recipes.said(name, options.network, values, given), flush=True)
     settings = replace(chosen(options, Settings), recipe=name)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    size = values.get("batch_size", settings.batch_size)
+    fits = world * max(1, min(math.ceil(size / world), num_train // world))
+    values |= {"batch_size": fits} if "batch_size" in values or fits != size else {}
+    _say(recipes.said(name, options.network, values, given))
     settings = recipes.with_values(settings, values, given)
     sizes = recipes.with_values(chosen(options, sizes_of(options.network)), values, given)
     return settings, sizes
-
-
-def _expect_new(folder: Path, options: Namespace) -> None:
-    """Expect a folder without a run, unless the options say what to do with it."""
-    there = [name for name in ("last.pt", "best.pt") if (folder / name).exists()]
-    if there and not (options.resume or options.overwrite):
-        expected = "a new folder, --resume to go on or --overwrite to begin anew"
-        raise FileExistsError(f"out: expected {expected}, got {folder}, which holds a run")
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run has left in a folder."""
-    for name in ("last.pt", "best.pt", "history.csv", "metrics.json", "energy_parity.svg",
-                 "force_parity.svg", "learning_curve.svg"):  # fmt: skip
-        (folder / name).unlink(missing_ok=True)
 
 
 def read(options: Namespace, source: Source) -> Dataset:
@@ -160,8 +161,7 @@ def read(options: Namespace, source: Source) -> Dataset:
     data = joined(parts, codes)
     data = data if len(parts) == 1 else data.without_duplicates()
     found = check_units(data)
-    if int(os.environ.get("RANK", 0)) == 0:
-        print("\n".join([*summary(data), str(found)]), flush=True)
+    _say("\n".join([*summary(data), str(found)]))
     return data
 
 
@@ -181,33 +181,57 @@ def summary(data: Dataset) -> list[str]:
     return lines
 
 
-def _train(
-    options: Namespace, data: Dataset, sizes: Any, settings: Settings, out: Path
-) -> tuple[dict[str, Any], bool]:
-    """Train one network; return its metrics, on the first process, and whether it was cut short."""
+def parts_of(options: Namespace, data: Dataset, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return training, validation and test frames: the same for all of a committee."""
     numbers = options.num_train, options.num_validation, options.num_test
-    train, validation, test = split(data, *numbers, settings.seed)
+    train, validation, test = split(data, *numbers, seed)
     new = set(data.z[data.atoms_of(torch.cat([validation, test]))].tolist())
-    new -= set(data.z[data.atoms_of(train)].tolist())
+    new -= set(data.z[data.atoms_of(train[data.weights[train] > 0])].tolist())
     expected = "elements that a training frame has, in validation and test frames"
     expect(not new, "data", expected, [chemical_symbols[z] for z in sorted(new)])
+    return train, validation, test
+
+
+def trainer_of(
+    options: Namespace, data: Dataset, sizes: Any, settings: Settings,
+    parts: tuple[Tensor, Tensor, Tensor], out: Path,
+) -> Trainer:  # fmt: skip
+    """Return a trainer of a new network, and print how large it is."""
+    train, validation, test = parts
     torch.manual_seed(settings.seed)
     potential = standardized(sizes, data, train).to(options.device)
     potential = potential.double() if options.float64 else potential
-    if options.overwrite and int(os.environ.get("RANK", 0)) == 0:
-        _clear(out)
     trainer = Trainer(potential, data, train, validation, settings, out)
+    _say(f"{len(train)} frames to train on, {len(validation)} for validation, {len(test)} to test "
+         f"on; {potential.card.network}, {sum(p.numel() for p in trainer.weights):,} weights, "
+         f"batches of {settings.batch_size}")  # fmt: skip
     unseen = int((data.edges(potential.cutoff).counts[train] == 0).sum())
-    if trainer.rank == 0:
-        print(f"{len(train)} frames to train on, {len(validation)} for validation, {len(test)} to "
-              f"test on; {potential.card.network}, {sum(p.numel() for p in trainer.weights):,} "
-              f"weights, batches of {settings.batch_size}")  # fmt: skip
-        if unseen:
-            print(f"{unseen} training frames have no atoms within the cutoff of {potential.cutoff}")
-    if options.resume and (options.seeds == 1 or (out / "last.pt").exists()):
-        trainer.resume(out / "last.pt")  # a committee's others begin
+    if unseen:
+        _say(f"{unseen} training frames have no atoms within the cutoff of {potential.cutoff}")
+    return trainer
+
+
+def _train(options: Namespace, trainer: Trainer, data: Dataset, test: Tensor) -> dict[str, Any]:
+    """Train one network; return its metrics, on the first process."""
+    last = trainer.out / "last.pt"
+    if options.resume and (options.seeds == 1 or last.exists()):
+        trainer.resume(last)  # a committee's others begin
+    if trainer.is_stale():
+        _say(f"nothing to do: {trainer.since_best} epochs were no better, and patience is "
+             f"{trainer.settings.patience}; more of it goes on")  # fmt: skip
     trainer.run()
-    return report(trainer, data, test) if trainer.rank == 0 else {}, trainer.interrupted
+    return report(trainer, data, test) if trainer.rank == 0 else {}
+
+
+def _is_first() -> bool:
+    """Return whether this is the first of the processes, or the only one."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _say(text: str) -> None:
+    """Print a line, on the first process."""
+    if _is_first():
+        print(text, flush=True)
 
 
 def _spread(metrics: list[dict[str, Any]], out: Path) -> dict[str, Any]:

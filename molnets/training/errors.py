@@ -6,8 +6,8 @@ Loss, of B samples with factors a, c and s:
 
 a_b = ρ_E w_b (n̄ / n_b)²;   c_b = ρ_F w_b / n_b;   s_b = ρ_Ξ w_b / n_b²
 
-with n_b atoms, n̄ their mean and a weight w_b: where all frames have equally many atoms, this is the
-loss of [1]; else energies count by atom.
+with n_b atoms, n̄ in the mean of the training, and a weight w_b: where all frames have equally many
+atoms, this is the loss of [1]; else energies count by atom.
 
 [1] Schütt et al., NeurIPS 2017, arXiv:1706.08566, section 4.2.
 """
@@ -51,13 +51,22 @@ class Evaluation(NamedTuple):
     virials: Tensor | None  # (T, 3, 3)
 
 
-def factors_of(data: Dataset, rho_energy: float, rho_forces: float, rho_virial: float) -> Tensor:
+def factors_of(
+    data: Dataset, rho_energy: float, rho_forces: float, rho_virial: float,
+    train: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Return what the errors of each frame count in the loss, (T, 3): a, c and s.
 
-    Isolated atoms, which no training sees, do not count in the mean size.
+    Args:
+        data: the frames.
+        rho_energy: ρ_E.
+        rho_forces: ρ_F.
+        rho_virial: ρ_Ξ.
+        train: the frames whose mean size is n̄, (S,); all that are no isolated atoms if not given.
     """
     n = data.n_atoms.double()
-    each = rho_energy * (n[~data.alone].mean() / n) ** 2, rho_forces / n, rho_virial / n**2
+    mean = n[~data.alone if train is None else train].mean()
+    each = rho_energy * (mean / n) ** 2, rho_forces / n, rho_virial / n**2
     return torch.stack(each, dim=1) * data.weights.unsqueeze(1) * data.labels
 
 

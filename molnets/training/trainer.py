@@ -70,9 +70,9 @@ class Settings:
         expect(max(rho) > 0, "rho_energy, rho_forces", "one of them above 0", rho)
         expect(0 <= self.ema_decay < 1, "ema_decay", "0 or more, below 1", self.ema_decay)
 
-    def factors(self, data: Dataset) -> Tensor:
-        """Return what the errors of each frame count in the loss, (T, 3)."""
-        return factors_of(data, self.rho_energy, self.rho_forces, self.rho_stress)
+    def factors(self, data: Dataset, train: Tensor) -> Tensor:
+        """Return what the errors of each frame count in the loss, (T, 3), trained on some, (S,)."""
+        return factors_of(data, self.rho_energy, self.rho_forces, self.rho_stress, train)
 
 
 def standardized(sizes: Sizes, data: Dataset, frames: Tensor) -> Potential:
@@ -80,8 +80,10 @@ def standardized(sizes: Sizes, data: Dataset, frames: Tensor) -> Potential:
 
     The scale is the RMS of the forces, or where there are none, that of the energies per atom about
     those of the elements. An element's energy is that of its isolated atom, if the data has one;
-    the others' fit the energies of the frames.
+    the others' fit the energies of the frames. Frames of weight 0 do not count.
     """
+    num_frames, frames = len(frames), frames[data.weights[frames] > 0]
+    expect(len(frames) > 0, "frames", "some of a weight above 0 to train on", f"{num_frames} of 0")
     target, labels = data.take(frames, torch.float64), data.labels[frames]
     offsets = element_energies_of(data, frames)
     n = data.n_atoms[frames]
@@ -97,7 +99,7 @@ def standardized(sizes: Sizes, data: Dataset, frames: Tensor) -> Potential:
         energy_unit=data.energy_unit,
         length_unit=data.length_unit,
         elements=target.z.unique().tolist(),
-        num_frames=len(frames),
+        num_frames=num_frames,
         fingerprint=data.fingerprint(),
         versions=checkpoint.versions(),
     )
@@ -171,7 +173,7 @@ class Trainer:
             [self._whole], lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
         self.update = make_update(settings.engine, self.optimizer, self._average)
-        self.factors = settings.factors(data)
+        self.factors = settings.factors(data, train)
         for name, part in (("train", train), ("validation", validation)):
             counts = bool((self.factors[part] > 0).any())
             expect(counts, name, "frames with labels that count in the loss", "none")
@@ -205,7 +207,7 @@ class Trainer:
         bar = tqdm(total=total, initial=self.epoch, unit="epoch",
                    disable=not progress or self.rank > 0)  # fmt: skip
         try:
-            while self._progress(0) < 1 and not self._is_stale():
+            while self._progress(0) < 1 and not self.is_stale():
                 self.run_epoch(write=time.perf_counter() - self._saved_at > SAVE_EVERY)
                 bar.update()
                 row = self.history[-1]
@@ -233,7 +235,8 @@ class Trainer:
     def _elapsed(self) -> float:
         return 0.0 if self._started is None else time.perf_counter() - self._started
 
-    def _is_stale(self) -> bool:
+    def is_stale(self) -> bool:
+        """Return whether patience is at its end."""
         return 0 < self.settings.patience <= self.since_best
 
     def run_epoch(self, write: bool = True) -> None:
@@ -343,7 +346,8 @@ class Trainer:
         """Go on from a checkpoint: on a CPU, bit by bit as if there had been no break.
 
         More epochs or minutes than before are welcome: the learning rate then falls along the
-        longer cosine. `last.pt` is all that is needed; `best.pt` is written anew.
+        longer cosine; so is another patience. `last.pt` is all that is needed; `best.pt` is
+        written anew.
 
         Raises:
             ValueError: if the checkpoint was made with another network, other settings or data.
@@ -356,7 +360,7 @@ class Trainer:
         theirs = {name: state["card"].get(name) for name in SAME} | {"dtype": state["dtype"]}
         for name, value in (theirs | state["settings"]).items():
             longer = name in ("epochs", "minutes") and ours[name] >= value > 0
-            same = longer or ours.get(name) == value
+            same = longer or name == "patience" or ours.get(name) == value
             expect(same, name, f"that of {path}, {value}", ours.get(name))
         for name in ("train", "validation"):
             same = torch.equal(getattr(self, name), state[name])

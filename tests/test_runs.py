@@ -1,0 +1,83 @@
+"""Folders of runs: nothing that an earlier training has left is lost or mixed up by mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from frames import FLAGS, arrays
+
+from molnets.command import run
+
+BRIEF = [*FLAGS, "--epochs=2"]
+
+
+def test_runs_of_another_kind_are_not_written_over(tmp_path):
+    """A committee beside a single run would replace its metrics, and the other way round."""
+    np.savez(tmp_path / "data.npz", **arrays())
+    out = tmp_path / "run"
+    single = ["train", str(tmp_path / "data.npz"), "--out", str(out), *BRIEF]
+    committee = [*single, "--seeds=2"]
+    run(single)
+    before = (out / "metrics.json").read_bytes()
+    for more in ([], ["--resume"]):
+        with pytest.raises(FileExistsError, match=f"out: expected .*{re.escape(str(out))}"):
+            run([*committee, *more])
+    assert (out / "metrics.json").read_bytes() == before
+    run([*committee, "--overwrite"])
+    assert not (out / "last.pt").exists() and not (out / "force_parity.svg").exists()
+    for more in ([], ["--resume"]):
+        with pytest.raises(FileExistsError, match=r"out: expected .*seed-0"):
+            run([*single, *more])
+    run([*single, "--overwrite"])
+    assert not (out / "seed-0").exists() and not (out / "seed-1").exists()
+    assert json.loads((out / "metrics.json").read_text())["num_train"] > 0
+
+
+def test_a_mistake_does_not_cost_the_earlier_run(tmp_path):
+    np.savez(tmp_path / "data.npz", **arrays())
+    out = tmp_path / "run"
+    command = ["train", str(tmp_path / "data.npz"), "--out", str(out), *BRIEF]
+    run(command)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(ValueError, match="batch_size: expected 1 to"):
+        run([*command, "--overwrite", "--batch-size=1000"])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_one_training_at_a_time_writes_to_a_folder(tmp_path):
+    """The mark of a process that runs stops others; that of one that is no more does not."""
+    np.savez(tmp_path / "data.npz", **arrays())
+    out = tmp_path / "run"
+    out.mkdir()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (out / f".{gone.pid}-runs").touch()
+    command = ["train", str(tmp_path / "data.npz"), "--out", str(out), *BRIEF]
+    run(command)
+    assert not [*out.glob(".*")]
+    mark = out / f".{os.getppid()}-runs"
+    mark.touch()
+    got = f"which process {os.getppid()} writes to"
+    with pytest.raises(FileExistsError, match=f"out: expected a folder of its own, got .*{got}"):
+        run([*command, "--overwrite"])
+    assert [*out.glob(".*")] == [mark]
+    assert (out / "best.pt").exists()
+
+
+def test_more_patience_goes_on(tmp_path, capsys):
+    np.savez(tmp_path / "data.npz", **arrays())
+    out = tmp_path / "run"
+    command = ["train", str(tmp_path / "data.npz"), "--out", str(out), *BRIEF, "--ema-decay=0"]
+    metrics = run([*command, "--epochs=40", "--lr=3", "--patience=1"])
+    assert metrics["epochs"] < 40
+    again = run([*command, "--epochs=40", "--lr=3", "--patience=1", "--resume"])
+    assert again["epochs"] == metrics["epochs"]
+    assert "nothing to do: 1 epochs were no better, and patience is 1" in capsys.readouterr().out
+    more = run([*command, "--epochs=40", "--lr=3", "--patience=0", "--resume"])
+    assert more["epochs"] == 40
