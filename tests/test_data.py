@@ -451,3 +451,14 @@ def test_a_trajectory_s_neighbours_are_no_duplicates():
             data.forces[:7].repeat(1000, 1), torch.full((1000,), 7),
         )  # fmt: skip
         assert len(many.without_duplicates()) == kept
+
+
+def test_two_atoms_in_one_place_are_seen_in_a_frame_of_many():
+    pos = torch.rand(60_000, 3, generator=torch.Generator().manual_seed(0)).double()
+    pos[7] = 0.0
+    one = torch.tensor([len(pos)])
+    z = torch.full((len(pos),), 14)
+    Dataset(z, pos, torch.zeros(1), torch.zeros_like(pos), one)
+    pos[59_000] = -0.0
+    with pytest.raises(ValueError, match="pos: expected distinct positions, got two equal in fra"):
+        Dataset(z, pos, torch.zeros(1), torch.zeros_like(pos), one)
