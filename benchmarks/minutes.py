@@ -56,10 +56,8 @@ OF_NETWORKS = {  # where a recipe has none of the network's
         "dimenet": {"batch_size": 5, "lr": 1e-3, "rho_energy": 0.05},
     },
     "silicon": {
-        "schnet": {"batch_size": 2, "lr": 1e-3, "gamma": 1.0},
         "egnn": {"batch_size": 2, "lr": 1e-3, "gamma": 4.0},
         "dimenet": {"batch_size": 2, "lr": 1e-3},
-        "tensornet": {"batch_size": 2, "lr": 1e-3, "gamma": 4.0},
     },
 }
 

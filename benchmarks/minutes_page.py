@@ -64,6 +64,7 @@ CASES = {
 DATA_OF_CASES = {  # beside those of ethanol alone
     case: ("ethanol", "silicon") for case, what in CASES.items() if what.kind != "kernel"
 }
+MINUTES, FRAMES = [0.2, 0.5, 1, 2, 3, 5, 10, 20, 30], [50, 100, 200, 500, 1000]
 YTICKS = [4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500]
 SIZES = {1: "1 ethanol, ms", 64: "64, ms"}
 SIZES_OF_SILICON = {64: "64 atoms, ms", 512: "512, ms"}
@@ -336,8 +337,7 @@ def _draw_minutes(ax: plt.Axes, rows: list[Row], test: str) -> None:
         for row in (row for row in own if row.get("earlier")):
             ax.plot(minutes_of(row), 1000 * row["force_mae"], style[0], color=color, markersize=7,
                     markerfacecolor="white", label=None if new else label)  # fmt: skip
-    _decorate(ax, "minutes of one core", f"force MAE on {test}, meV/Å")
-    ax.set_xticks([0.2, 0.5, 1, 2, 3, 5, 10, 20, 30])
+    _decorate(ax, "minutes of one core", f"force MAE on {test}, meV/Å", MINUTES)
 
 
 def _draw_curves(ax: plt.Axes, curves: dict[tuple[str, float], dict[int, list[Row]]]) -> None:
@@ -350,16 +350,17 @@ def _draw_curves(ax: plt.Axes, curves: dict[tuple[str, float], dict[int, list[Ro
         for n in frames:
             every = [1000 * row["force_mae"] for row in curve[n]]
             ax.vlines(n, min(every), max(every), color=color, linewidth=4, alpha=0.4)
-    _decorate(ax, "frames, those that choose weights among them", "force MAE, meV/Å")
+    _decorate(ax, "frames, those that choose weights among them", "force MAE, meV/Å", FRAMES)
 
 
-def _decorate(ax: plt.Axes, x: str, y: str) -> None:
+def _decorate(ax: plt.Axes, x: str, y: str, xticks: list[float]) -> None:
     ax.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(plt.NullFormatter())
-    limits = ax.get_ylim()
+    limits = ax.get_xlim(), ax.get_ylim()
+    ax.set_xticks(xticks)
     ax.set_yticks(YTICKS)
-    ax.set_ylim(limits)  # ticks may lie beyond what was drawn
+    ax.set(xlim=limits[0], ylim=limits[1])  # ticks may lie beyond what was drawn
     ax.grid(which="both", alpha=0.25)
     ax.legend(fontsize="small", frameon=False)

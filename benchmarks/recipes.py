@@ -25,6 +25,7 @@ from torch import Tensor
 from benchmarks.accuracy import DATA
 from benchmarks.recipes_page import page
 from molnets import checkpoint
+from molnets.checks import expect
 from molnets.files import write_json
 from molnets.networks import sizes_of
 from molnets.training import Dataset, Settings, Trainer, evaluate, load, standardized
@@ -91,9 +92,20 @@ SEARCHES = {
          {"dim_embedding": 32}, {"clip_norm": 10.0}, {"weight_decay": 0.01}, {"seed": 1}],
     ),
     "painn-bulk": Search(
-        "painn", "mlearn_Si.npz", 150, 50, 80.0,
-        {"batch_size": 2, "lr": 3e-3, "gamma": 4.0, "rho_energy": 0.01},
-        [{}, {"lr": 1e-3}, {"rho_energy": 0.1}],
+        "painn", "mlearn_Si.npz", 140, 50, 80.0,
+        {"batch_size": 2, "lr": 1e-3, "gamma": 4.0},
+        [{}, {"seed": 1}, {"lr": 3e-3}, {"gamma": 1.0}, {"cutoff": 4.0}, {"clip_norm": 1.0}],
+    ),
+    "schnet-bulk": Search(
+        "schnet", "mlearn_Si.npz", 140, 50, 80.0,
+        {"batch_size": 2, "lr": 1e-3, "gamma": 1.0},
+        [{}, {"seed": 1}, {"lr": 3e-3}, {"gamma": 4.0}, {"cutoff": 4.0}, {"clip_norm": 1.0}],
+    ),
+    "tensornet-bulk": Search(
+        "tensornet", "mlearn_Si.npz", 140, 50, 80.0,
+        {"batch_size": 2, "lr": 1e-3, "gamma": 4.0},
+        [{}, {"seed": 1}, {"lr": 3e-3}, {"gamma": 1.0}, {"cutoff": 4.0}, {"clip_norm": 1.0},
+         {"batch_size": 5}, {"rho_energy": 0.1}, {"dim_embedding": 32}],
     ),
 }  # fmt: skip
 
@@ -153,12 +165,15 @@ def run_search(name: str) -> None:
     data, frames = training_frames(search)
     data = data.subset(frames)  # from here on there is no test frame
     judged = torch.arange(len(data) - search.num_judged, len(data))
-    validation = torch.arange(int(judged[0]) - 20, int(judged[0]))
+    validation = judged[0] - 20 + torch.arange(20)
     for changes in search.trials:
         done = [row["changes"] for row in numbers()["trials"] if row["search"] == name]
         if changes in done:
             continue
-        train = torch.arange(changes.get("num_train", search.num_train))
+        train = torch.arange(int(changes.get("num_train", search.num_train)))
+        expect(
+            len(train) <= validation[0], "num_train", f"at most {int(validation[0])}", len(train)
+        )
         parts = {"train": train, "validation": validation, "judged": judged}
         with tempfile.TemporaryDirectory() as out:
             values = {"seconds": search.seconds} | search.base | changes

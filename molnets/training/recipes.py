@@ -48,7 +48,9 @@ MOLECULE = {
         "batch_size": 5, "lr": 3e-3, "rho_energy": 0.05, "gamma": 4.0, "clip_norm": 1.0,
     },
 }  # fmt: skip
-BULK = {"painn": {"batch_size": 2, "lr": 1e-3, "gamma": 4.0}}
+BULK = dict.fromkeys(
+    ("painn", "schnet", "tensornet"), {"batch_size": 2, "lr": 1e-3, "gamma": 4.0}
+)
 RECIPES = {
     "molecule": Recipe("frames of one molecule", MOLECULE),
     "molecules": Recipe("several molecules, not searched: as for one", MOLECULE),
