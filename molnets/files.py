@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -71,3 +72,15 @@ def write_json(values: dict[str, Any], path: Path) -> None:
     """Write values as JSON, whole or not at all."""
     text = json.dumps(values, indent=2) + "\n"
     write_whole(path, lambda unfinished: unfinished.write_text(text))
+
+
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write rows of the same names as CSV, whole or not at all."""
+
+    def write(unfinished: Path) -> None:
+        with unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_whole(path, write)

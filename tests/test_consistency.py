@@ -81,6 +81,10 @@ def test_every_factor_is_caught_in_every_kind_of_data(name, fault, monkeypatch):
     data = changed(data_of(name), factors)
     told = consistency(data)
     found = told.factor
+    if math.isnan(found) and name == "mixed":  # not of all; one of the compositions tells
+        with pytest.raises(ValueError, match=r"got in the \d+ frames of \w+ energies change"):
+            check_units(data)
+        return
     monkeypatch.setattr(consistency_module, "consistency", lambda _: told)  # it takes its time
     with pytest.raises(ValueError, match="energies, forces: expected forces that are"):
         check_units(data)

@@ -226,6 +226,20 @@ def test_weights_that_are_better_by_luck_are_not_kept(data, tmp_path, monkeypatc
     assert all(torch.equal(a, b) for a, b in zip(kept, right, strict=True))
 
 
+def test_weights_are_better_in_several_epochs_before_they_are_kept(data, tmp_path, monkeypatch):
+    """By half, and in six epochs of ten, is still luck; a seventh time it is not."""
+    losses: list[float] = []
+    monkeypatch.setattr("molnets.training.trainer.loss_of", lambda *_: torch.tensor(losses.pop(0)))
+    trainer = trainer_for(data, tmp_path, epochs=30)
+    for weights, averaged in [*[(1.0, 1)] * 9, *[(0.5, 1)] * 6, (0.5, 0), (0.95, 1), (0.5, 0)]:
+        losses += [1.0, weights]  # of the average, of the weights
+        trainer.run_epoch()
+        assert trainer.history[-1]["averaged"] == averaged
+    again = trainer_for(data, tmp_path, epochs=30)
+    again.resume(tmp_path / "last.pt")
+    assert again.ahead == trainer.ahead > 0.5
+
+
 def test_best_weights_are_those_of_the_best_epoch(data, tmp_path):
     trainer = trainer_for(data, tmp_path, epochs=9, batch_size=4, lr=5e-3, ema_decay=0.9)
     trainer.run_epoch()

@@ -48,9 +48,10 @@ MOLECULE = {
         "batch_size": 5, "lr": 3e-3, "rho_energy": 0.05, "gamma": 4.0, "clip_norm": 1.0,
     },
 }  # fmt: skip
-BULK = dict.fromkeys(
-    ("painn", "schnet", "tensornet"), {"batch_size": 2, "lr": 1e-3, "gamma": 4.0}
-)
+BULK = {
+    network: {"batch_size": 2, "lr": 1e-3, "gamma": 4.0}
+    for network in ("painn", "schnet", "tensornet")
+}
 RECIPES = {
     "molecule": Recipe("frames of one molecule", MOLECULE),
     "molecules": Recipe("several molecules, not searched: as for one", MOLECULE),

@@ -7,7 +7,6 @@ Units are those of the data, for losses, errors and everything that is saved.
 from __future__ import annotations
 
 import copy
-import csv
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from molnets import checkpoint, networks
 from molnets.checks import expect, expect_not_negative, expect_positive, expect_size
-from molnets.files import remove_unfinished, write_whole
+from molnets.files import remove_unfinished, write_csv
 from molnets.networks import Sizes
 from molnets.options import option
 from molnets.potential import NUM_ELEMENTS, Potential, fit_element_energies, sum_over_atoms
@@ -33,6 +32,7 @@ from molnets.training.errors import Evaluation, evaluate, factors_of, loss_of
 NOT_NEGATIVE = ("minutes", "weight_decay", "rho_energy", "rho_forces", "rho_stress",
                 "clip_norm", "patience")  # fmt: skip
 CLEARLY = 0.9  # of the average's loss: below it the weights themselves are the better ones
+LAST_EPOCHS = 10  # over which they are compared
 SAVE_EVERY = 5.0  # seconds, in `run`: short epochs would spend their time on files
 SAME = ("network", "sizes", "elements", "num_frames", "fingerprint")  # of a run that goes on
 
@@ -124,9 +124,9 @@ class Trainer:
     """Fit a model to the training frames and keep the weights that do best on validation frames.
 
     After each epoch the weights and their running average are both judged. The average is a
-    candidate for `best.pt`, or the weights if they are better by a tenth, as where an average has
-    not forgotten its start. Weights of single steps wander: of thousands, luck on few validation
-    frames would choose one.
+    candidate for `best.pt`, or the weights if they are better by a tenth, in this epoch and in half
+    of the last ones, as where an average has not forgotten its start. Weights of single steps
+    wander: of thousands, luck on few validation frames would choose one.
 
     Args:
         potential: a potential with a card, on its device, as `standardized` makes. Its weights are
@@ -182,6 +182,7 @@ class Trainer:
         self._judges = {name: (x, judge_of(settings.engine, x)) for name, x in models.items()}
         self.steps_per_epoch = len(train) // settings.batch_size
         self.epoch, self.seconds, self.best, self.since_best = 0, 0.0, math.inf, 0
+        self.ahead = 0.0  # running mean of how often the weights were clearly better
         self.history: list[dict[str, Any]] = []
         self.interrupted = False  # by Ctrl-C
         self._started: float | None = None
@@ -289,7 +290,10 @@ class Trainer:
         return loss
 
     def _judged(self) -> tuple[float, str, Evaluation]:
-        """Return the validation loss of the average, or of the weights if that is clearly lower."""
+        """Return the validation loss of the average, or of the weights if that is clearly lower.
+
+        Clearly is by a tenth, now and in half of the last epochs, about ten.
+        """
         target = self.data.take(self.validation, torch.float64)
         found = {}
         for name, (model, judge) in self._judges.items():
@@ -297,7 +301,8 @@ class Trainer:
             loss = loss_of(results[1:], target, self.factors[self.validation]).item()
             found[name] = (loss if math.isfinite(loss) else math.inf, name, results)
         clearly = found["last"][0] < CLEARLY * found["average"][0]
-        return found["last" if clearly else "average"]
+        self.ahead += (clearly - self.ahead) / min(len(self.history) + 1, LAST_EPOCHS)
+        return found["last" if clearly and self.ahead >= 0.5 else "average"]
 
     def _keep(self, loss: float) -> None:
         score, name, evaluated = self._judged()
@@ -320,7 +325,8 @@ class Trainer:
             self.ema, settings=asdict(self.settings), raw=self.potential.state_dict(),
             kept=self.kept.state_dict(), optimizer=self.optimizer.state_dict(),
             history=[*self.history], epoch=self.epoch, seconds=self.seconds, best=self.best,
-            since_best=self.since_best, train=self.train, validation=self.validation,
+            since_best=self.since_best, ahead=self.ahead,
+            train=self.train, validation=self.validation,
         )  # fmt: skip
         return _cloned(state)
 
@@ -336,7 +342,7 @@ class Trainer:
     def _write_what_follows(self, state: dict[str, Any]) -> None:
         best = {name: state[name] for name in ("format", "card", "dtype", "settings")}
         self.save(best | {"model": state["kept"]}, self.out / "best.pt")
-        write_history(state["history"], self.out / "history.csv")
+        write_csv(state["history"], self.out / "history.csv")
 
     def save(self, state: dict[str, Any], path: Path) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -371,6 +377,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("history", "epoch", "seconds", "best", "since_best"):
             setattr(self, name, copy.copy(state[name]))
+        self.ahead = state.get("ahead", 0.0)  # earlier versions had none
         if self.rank == 0:
             self._write_what_follows(state)
 
@@ -380,15 +387,3 @@ def _cloned(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _cloned(x) for name, x in value.items()}
     return value.clone() if isinstance(value, Tensor) else value
-
-
-def write_history(history: list[dict[str, Any]], path: Path) -> None:
-    """Write the history as CSV, whole or not at all."""
-
-    def write(unfinished: Path) -> None:
-        with unfinished.open("w", newline="") as file:
-            writer = csv.DictWriter(file, history[0].keys())
-            writer.writeheader()
-            writer.writerows(history)
-
-    write_whole(path, write)
