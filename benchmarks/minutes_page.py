@@ -169,7 +169,8 @@ def who_leads(rows: list[Row]) -> list[str]:
     for minutes in budgets_of(rows):
         order = [f"{label} {error:.1f}" for error, label in best_within(rows, minutes)]
         if len(order) > 1:
-            lines.append(f"- {minutes:g} minutes: **{order[0]}**, then {', '.join(order[1:])}.")
+            time = f"{minutes:g} minute" + "s" * (minutes != 1)
+            lines.append(f"- {time}: **{order[0]}**, then {', '.join(order[1:])}.")
     return [*lines, ""]
 
 
