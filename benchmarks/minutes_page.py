@@ -309,7 +309,7 @@ def draw(numbers: Row, earlier: Row, path: Path) -> None:
     """Draw force errors against minutes: of ethanol, of silicon, and learning curves."""
     curves, silicon = curve_rows(numbers), silicon_rows(numbers)
     count = 1 + bool(silicon) + bool(curves)
-    figure, axes = plt.subplots(1, count, figsize=(6 if count == 1 else 5 * count, 4.6),
+    figure, axes = plt.subplots(1, count, figsize=(6 if count == 1 else 5 * count, 6.2),
                                 squeeze=False, layout="constrained")  # fmt: skip
     _draw_minutes(axes[0, 0], rows_of(numbers, earlier), "1000 test frames of ethanol")
     if silicon:
@@ -364,4 +364,5 @@ def _decorate(ax: plt.Axes, x: str, y: str, xticks: list[float]) -> None:
     ax.set_yticks(YTICKS)
     ax.set(xlim=limits[0], ylim=limits[1])  # ticks may lie beyond what was drawn
     ax.grid(which="both", alpha=0.25)
-    ax.legend(fontsize="small", frameon=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, fontsize="small",
+              frameon=False)  # fmt: skip
