@@ -79,7 +79,7 @@ def test_files_hold_plain_values_only(tmp_path, name):
     expected = {"format", "card", "dtype", "model", "settings"}
     if name == "last.pt":
         expected |= {"raw", "optimizer", "history", "epoch", "seconds", "best", "since_best",
-                     "train", "validation", "kept"}  # fmt: skip
+                     "ahead", "train", "validation", "kept"}  # fmt: skip
     assert set(state) == expected
     state.pop("optimizer", None)  # torch's own
     assert plain(state)
