@@ -256,6 +256,27 @@ def test_time_of_a_kernel_is_that_of_the_processor():
     assert kernels_worker.ms(model, np.zeros((1, 2, 3)), rounds=1) == pytest.approx(20, abs=6)
 
 
+def test_times_of_theirs_are_asked_where_they_were_trained(tmp_path, monkeypatch):
+    """The runs of a budget have a folder; whichever answered questions can be timed."""
+    for minutes_of_run in ("3", "10"):
+        (tmp_path / minutes_of_run / "mace").mkdir(parents=True)
+    (tmp_path / "3" / "mace" / "questions.npz").touch()
+
+    def speed(name: str, placed: argparse.Namespace) -> dict:
+        assert (name, placed.runs) == ("mace", tmp_path / "3")
+        return {"ms_1": 2.0, "ms_64": 90.0, "range_1": [1.0, 3.0]}
+
+    monkeypatch.setattr(minutes.others, "speed", speed)
+    assert minutes.speed("mace", asked("mace", runs=tmp_path)) == {"ms_1": 2.0, "ms_64": 90.0}
+
+
+@pytest.mark.parametrize(("case", "data"), [("sgdml", "ethanol"), ("mace", "silicon")])
+def test_times_that_cannot_be_taken_are_refused(case, data, capsys):
+    with pytest.raises(SystemExit):
+        minutes.check(asked(case, what="speed", data=data), argparse.ArgumentParser())
+    assert "expected" in capsys.readouterr().err
+
+
 # The page
 
 

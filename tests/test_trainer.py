@@ -610,3 +610,6 @@ def test_test_frames_do_not_change_the_loss_of_training(tmp_path):
     trainer = Trainer(potential, data, train, torch.tensor([2]), settings, tmp_path)
     expected = 0.5 * (2.0 / torch.tensor([3.0, 1, 5, 2, 4]).double()) ** 2
     assert torch.allclose(trainer.factors[:, 0], expected, rtol=1e-12)
+    data.weights[1] = 0.0  # the mean size is 3 now
+    expected = 0.5 * data.weights * (3.0 / torch.tensor([3.0, 1, 5, 2, 4]).double()) ** 2
+    assert torch.allclose(settings.factors(data, train)[:, 0], expected, rtol=1e-12)

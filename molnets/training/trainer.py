@@ -72,7 +72,8 @@ class Settings:
 
     def factors(self, data: Dataset, train: Tensor) -> Tensor:
         """Return what the errors of each frame count in the loss, (T, 3), trained on some, (S,)."""
-        return factors_of(data, self.rho_energy, self.rho_forces, self.rho_stress, train)
+        counted = train[data.weights[train] > 0]
+        return factors_of(data, self.rho_energy, self.rho_forces, self.rho_stress, counted)
 
 
 def standardized(sizes: Sizes, data: Dataset, frames: Tensor) -> Potential:
