@@ -9,9 +9,9 @@ r"""Errors against minutes of one core, on ethanol and silicon: networks, ours a
     python -m benchmarks.minutes page
 
 `train` trains one case, tests it and adds a row to `minutes.json`; a row that is there is not
-repeated. Minutes are the processor's, of one core: whatever else runs does not count. Packages that
-others wrote run in environments of their own, see `benchmarks.others`; kernels and SchNetPack in
-these:
+repeated, unless another kind of machine measured it. Minutes are the processor's, of one core:
+whatever else runs does not count. Packages that others wrote run in environments of their own, see
+`benchmarks.others`; kernels and SchNetPack in these:
 
     python3 -m venv .venv/kernels && .venv/kernels/bin/pip install -r benchmarks/kernels.txt
     python3 -m venv .venv/schnetpack && .venv/schnetpack/bin/pip install \
@@ -39,7 +39,7 @@ from torch import Tensor
 from benchmarks import others
 from benchmarks.minutes_data import SOURCES, crystals, data_of, parts_of
 from benchmarks.minutes_data import errors as errors_of_frames
-from benchmarks.minutes_page import CASES, DATA_OF_CASES, data_name, draw, page
+from benchmarks.minutes_page import CASES, DATA_OF_CASES, KEY, draw, page, training_of
 from benchmarks.others_measures import errors
 from benchmarks.recipes import Timed
 from molnets import Potential, checkpoint, tabulated
@@ -48,7 +48,6 @@ from molnets.networks import sizes_of
 from molnets.training import Dataset, Settings, evaluate, recipes, standardized
 
 NUMBERS = Path(__file__).with_suffix(".json")
-KEY = ("data", "case", "minutes", "seed", "frames")
 HIDDEN = ("test_E", "test_F")  # from what is trained
 OF_NETWORKS = {  # where a recipe has none of the network's
     "ethanol": {
@@ -214,8 +213,8 @@ def numbers() -> dict[str, Any]:
 
 
 def key_of(row: dict[str, Any]) -> tuple:
-    """Return what a row is known by."""
-    return tuple({"data": data_name(row), **row}[name] for name in KEY)
+    """Return what a row is known by: the training and the machine that ran it."""
+    return (*training_of(row), row["machine"])
 
 
 def add(found: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
@@ -229,6 +228,7 @@ def train(options: argparse.Namespace) -> None:
     case, minutes = options.case, options.minutes if CASES[options.case].kind != "kernel" else 0
     frames = options.frames or SOURCES[options.data].frames
     key = dict(zip(KEY, (options.data, case, minutes, options.seed, frames), strict=True))
+    key["machine"] = others.machine()
     if key_of(key) in [key_of(row) for row in numbers()["rows"]]:
         return
     if CASES[case].kind == "ours":
@@ -238,7 +238,7 @@ def train(options: argparse.Namespace) -> None:
     else:
         row = train_kernel(case, frames, options)
     today = datetime.now(timezone.utc).date().isoformat()
-    write_json(add(numbers(), key | row | {"date": today, "machine": others.machine()}), NUMBERS)
+    write_json(add(numbers(), key | row | {"date": today}), NUMBERS)
     print(key, round(1000 * row["force_mae"], 2), round(1000 * row["energy_mae"], 2), flush=True)
 
 

@@ -8,6 +8,7 @@ Rows:   {"case", "minutes" or 0 for kernels, "seed", "frames", "force_mae", "ene
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from benchmarks.minutes_text import (
 from benchmarks.peers_page import table
 
 ALL_FRAMES = SOURCES["ethanol"].frames
+KEY = ("data", "case", "minutes", "seed", "frames")
 Row = dict[str, Any]
 
 
@@ -79,6 +81,30 @@ def data_name(row: Row) -> str:
     return row.get("data", "ethanol")
 
 
+def training_of(row: Row) -> tuple:
+    """Return what a training is known by."""
+    return tuple({"data": data_name(row), **row}[name] for name in KEY)
+
+
+def by_machine(rows: list[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each machine, the machine with most rows first."""
+    counts = Counter(row["machine"] for row in rows)
+    machines = sorted(counts, key=lambda name: (-counts[name], name))
+    return {name: [row for row in rows if row["machine"] == name] for name in machines}
+
+
+def once(numbers: Row) -> Row:
+    """Return the numbers with a row for each training: of the machine with most rows that ran it.
+
+    Rows of other machines than the first say so: "elsewhere".
+    """
+    found: dict[tuple, Row] = {}
+    for place, rows in enumerate(by_machine(numbers["rows"]).values()):
+        for row in rows:
+            found.setdefault(training_of(row), row | {"elsewhere": place > 0})
+    return numbers | {"rows": list(found.values())}
+
+
 def rows_of(numbers: Row, earlier: Row) -> list[Row]:
     """Return the rows of all frames, those of `others.json` among them, and all of kernels."""
     rows = [row for row in numbers["rows"] if data_name(row) == "ethanol"
@@ -107,6 +133,7 @@ def said(rows: list[Row], name: str) -> str:
     if not rows:
         return "–"
     text, mark = f"{mean(rows, name):.2f}", " *" if rows[0].get("earlier") else ""
+    mark += " ‡" if any(row.get("elsewhere") for row in rows) else ""
     if len(rows) > 1:
         low, high = (1000 * pick(row[name] for row in rows) for pick in (min, max))
         text += f" ({low:.2f} to {high:.2f}; {len(rows)} seeds)"
@@ -266,6 +293,26 @@ def silicon_section(numbers: Row) -> list[str]:
     ]  # fmt: skip
 
 
+def machines_section(rows: list[Row]) -> list[str]:
+    """Return which machines ran the trainings, and what those say that several of them ran."""
+    lines = []
+    for place, (name, own) in enumerate(by_machine(rows).items()):
+        dates = ", ".join(sorted({row["date"] for row in own}))
+        lines.append(f"{'‡ ' if place else ''}{name}, {dates}.")
+    shown, pairs = {training_of(row): row for row in once({"rows": rows})["rows"]}, []
+    for other in rows:
+        one = shown[training_of(other)]
+        if one["minutes"] and one["machine"] != other["machine"]:
+            pairs.append([
+                f"{CASES[one['case']].label}, {data_name(one)}, {one['minutes']:g} min",
+                short(one["epochs"]), short(other["epochs"]),
+                f"{other['epochs'] / one['epochs']:.2f}",
+                *(f"{1000 * row['force_mae']:.2f}" for row in (one, other)),
+            ])  # fmt: skip
+    head = ["the same training on both", "epochs", "‡", "ratio", "force MAE, meV/Å", "‡"]
+    return [*lines, "", *(table(head, pairs) if pairs else [])]
+
+
 def not_measured(numbers: Row, earlier: Row) -> list[str]:
     """Return the lines that say what there was no time for."""
     rows, lines = rows_of(numbers, earlier), []
@@ -287,11 +334,11 @@ def not_measured(numbers: Row, earlier: Row) -> list[str]:
 
 def page(numbers: Row, earlier: Row) -> str:
     """Return the page minutes.md, of whatever was measured."""
+    every, numbers = numbers["rows"], once(numbers)
     rows = rows_of(numbers, earlier)
     kernels = [row for row in rows if CASES[row["case"]].kind == "kernel"]
-    machine = "; ".join(sorted({f"{row['machine']}, {row['date']}" for row in numbers["rows"]}))
     lines = [
-        "# Error against minutes of one core", "", machine + ".", *INTRO, "",
+        "# Error against minutes of one core", "", *machines_section(every), *INTRO, "",
         "![Force errors against minutes](minutes.svg)", "",
         *error_table(rows, "force_mae", "force MAE, meV/Å"),
         *error_table(rows, "energy_mae", "energy MAE, meV"), *kernel_table(kernels),
@@ -307,6 +354,7 @@ def page(numbers: Row, earlier: Row) -> str:
 
 def draw(numbers: Row, earlier: Row, path: Path) -> None:
     """Draw force errors against minutes: of ethanol, of silicon, and learning curves."""
+    numbers = once(numbers)
     curves, silicon = curve_rows(numbers), silicon_rows(numbers)
     count = 1 + bool(silicon) + bool(curves)
     figure, axes = plt.subplots(1, count, figsize=(6 if count == 1 else 5 * count, 6.2),

@@ -21,6 +21,7 @@ from benchmarks.minutes_page import (
     curve_rows,
     draw,
     not_measured,
+    once,
     page,
     rows_of,
     said,
@@ -178,8 +179,9 @@ def asked(case: str = "painn", **changes) -> argparse.Namespace:
 
 
 def test_row_that_is_there_is_not_trained_again(tmp_path, monkeypatch):
-    """A row that says nothing of its data is one of ethanol."""
+    """A row that says nothing of its data is one of ethanol; another machine trains anew."""
     monkeypatch.setattr(minutes, "NUMBERS", tmp_path / "minutes.json")
+    monkeypatch.setattr(minutes.others, "machine", lambda: "one")
     (tmp_path / "minutes.json").write_text(json.dumps(numbers_of(row("painn", 3.0, 9.0))))
     calls = []
 
@@ -198,6 +200,11 @@ def test_row_that_is_there_is_not_trained_again(tmp_path, monkeypatch):
     assert {minutes.key_of(x)[0] for x in rows} == {"ethanol", "silicon"}
     assert len(rows) == 4
     assert {x["frames"] for x in rows if x.get("data") == "silicon"} == {214, 100}
+    monkeypatch.setattr(minutes.others, "machine", lambda: "two")
+    for _ in range(2):
+        minutes.train(asked())
+    assert len(calls) == 4
+    assert len(minutes.numbers()["rows"]) == 5
 
 
 @pytest.mark.parametrize(
@@ -347,6 +354,24 @@ def test_seeds_are_said_with_their_range():
     assert said(rows, "force_mae") == "8.00 (6.00 to 11.00; 3 seeds)"
     assert said(rows[:1], "force_mae") == "6.00"
     assert said([], "force_mae") == "–"
+
+
+def test_machine_with_most_rows_is_shown_and_others_are_marked():
+    """What two of them trained is told of both, and counts once."""
+    rows = [row("painn", 3.0, 8.0), row("schnet", 3.0, 9.0), row("schnet", 3.0, 9.0, seed=1),
+            row("painn", 3.0, 4.0, machine="two", epochs=14),
+            row("painn", 10.0, 3.0, machine="two"), kernel(5.0, 60.0),
+            kernel(4.0, 60.0) | {"machine": "two"}]  # fmt: skip
+    for order in (rows, rows[::-1]):
+        kept = once(numbers_of(*order))["rows"]
+        errors = sorted((round(1000 * x["force_mae"], 6), x["elsewhere"]) for x in kept)
+        assert errors == [(3.0, True), (5.0, False), (8.0, False), (9.0, False), (9.0, False)]
+        text = page(numbers_of(*order), EARLIER)
+        assert "one, today.\n‡ two, today.\n" in text
+        assert "| 8.00 | 3.00 ‡ |" in text
+        assert "| PaiNN, tables †, ethanol, 3 min | 7 | 14 | 2.00 | 8.00 | 4.00 |" in text
+    alone = page(numbers_of(*rows[:2]), EARLIER)
+    assert "‡" not in alone
 
 
 def test_who_is_ahead_may_be_others():
