@@ -27,6 +27,7 @@ from molnets import ModelCalculator, checkpoint
 from molnets.command import main, run
 from molnets.command.md import Protocol
 from molnets.command.table import table
+from molnets.command.train import by_heart
 from molnets.dynamics import lennard_jones
 from molnets.networks import NETWORKS, schnet
 from molnets.training import Settings, Source, Trainer, evaluate, load, recipes, split
@@ -75,6 +76,23 @@ def with_card(model: Path, path: Path, **changes: object) -> Path:
 
 
 # Train
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({}, True), ({"validation": 1.05}, False), ({"loss": 3.0}, False), ({"epoch": 19}, False),
+     ({"epoch": 21}, False), ({"loss": math.nan}, False)],
+)  # fmt: skip
+def test_what_was_learned_by_heart_is_said(changes, said):
+    """At its end, a training that went on for longer than its frames have to say."""
+    rows = [
+        {"epoch": 5, "validation": 2.0, "loss": 3.0},
+        {"epoch": 11, "validation": 1.0, "loss": 2.0},
+        {"epoch": 22, "validation": 1.2, "loss": 0.1} | changes,
+    ]
+    assert bool(by_heart(rows)) == said
+    if said:
+        assert "after epoch 11 of 22" in by_heart(rows)
 
 
 def test_command_writes_what_it_promises(tmp_path, capsys):

@@ -295,7 +295,19 @@ def report(trainer: Trainer, data: Dataset, test: Tensor) -> dict[str, Any]:
     kept = min(trainer.history, key=lambda row: row["validation"])
     which = "the running average of the weights" if kept["averaged"] else "the weights themselves"
     print(f"test: {', '.join(known)}; of {which} after epoch {kept['epoch']}; in {out}")
+    print(by_heart(trainer.history), end="")
     return metrics
+
+
+def by_heart(history: list[dict[str, Any]]) -> str:
+    """Return a line where validation got worse while training went on to get better, or nothing."""
+    best, last = min(history, key=lambda row: row["validation"]), history[-1]
+    worse = last["validation"] > 1.1 * best["validation"] and last["loss"] < best["loss"]
+    if not worse or last["epoch"] < 20 or best["epoch"] > last["epoch"] / 2:
+        return ""
+    return (f"validation was best after epoch {best['epoch']} of {last['epoch']}; since then the "
+            "network learned its training frames by heart: more frames or a smaller network may "
+            "give a better one, more time will not\n")  # fmt: skip
 
 
 def _draw(trainer: Trainer, data: Dataset, test: Tensor, found: tuple[Tensor, Tensor]) -> None:
