@@ -415,7 +415,10 @@ def moved(*shift: int):
         (moved(-1, 1, 0), SLAB, True),
         (moved(0, 0, 1), SLAB, False),  # where it is not periodic
         (moved(1, 0, 0), None, False),
-        (lambda pos: pos + 1e-3, None, False),
+        (lambda pos: pos + 1e-3, None, True),
+        (lambda pos: pos + 20, None, True),
+        (lambda pos: pos + 1e-3, SKEWED, False),
+        (lambda pos: 1.001 * pos, None, False),
         (lambda pos: pos.roll(1, dims=0), None, False),
     ],
 )
@@ -445,7 +448,8 @@ def test_a_trajectory_s_neighbours_are_no_duplicates():
     """A thousand frames 0.001 apart; and a chain of near ones does not go for those that go."""
     data = with_copy(lambda pos: pos, num=2)
     for step, kept in ((1e-3, 1000), (6e-5, 500)):
-        pos = data.pos[:7] + step * torch.arange(1000).view(-1, 1, 1)
+        apart = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 0.0]).view(1, 7, 1)
+        pos = data.pos[:7] + step * torch.arange(1000).view(-1, 1, 1) * apart
         many = Dataset(
             data.z[:7].repeat(1000), pos.view(-1, 3), torch.ones(1000),
             data.forces[:7].repeat(1000, 1), torch.full((1000,), 7),

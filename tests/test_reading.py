@@ -774,7 +774,7 @@ def test_rounded_copies_in_other_files_are_found(tmp_path):
     paths = tmp_path / "a.extxyz", written(tmp_path / "b.extxyz", copies)
     once = load(*paths)
     assert once.fingerprint() == data.fingerprint()
-    said = "5 frames are there twice, 5 of them but for rounding or lattice vectors: the second"
+    said = "5 frames are there twice, 5 of them but for rounding or a shift: the second"
     assert once.notes[-1].startswith(said)
     with pytest.raises(ValueError, match=r"split: expected no frame in two parts"):
         joined([load(path) for path in paths], [0, 1]).without_duplicates()

@@ -178,6 +178,11 @@ def summary(data: Dataset) -> list[str]:
     if alone:
         energies = ", ".join(f"{name} {energy:.6g}" for name, energy in alone.items())
         lines.append(f"energies of isolated atoms are those of their elements: {energies}")
+    held_out = 0 if data.split is None else int((data.alone & (data.split > 0)).sum())
+    if held_out:
+        lines.append(f"{held_out} isolated atoms among test or validation frames: not used")
+    if data.virials is not None:
+        lines.append("stresses are not checked: as ASE's, they are above 0 under tension")
     return lines
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.geometry import minkowski_reduce
 from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
@@ -30,6 +31,10 @@ WEIGHTS = {  # MACE's, of the labels of one frame
     "forces": "config_forces_weight",
     "stresses": "config_stress_weight",
 }
+
+FAR = 8.0  # Å from an atom to its image, beyond which it is an isolated one
+SMEARED = 1e-3  # eV between an energy and its free energy
+DATABASES = ("db", "json")  # formats of `ase.db`
 
 Held = Sequence[dict[str, Any]]  # what frames hold by name
 Labels = dict[str, list[np.ndarray]]  # of each frame, NaN where there is none
@@ -51,7 +56,8 @@ def from_ase(path: Path, source: Source) -> Dataset:
             f"path: expected energies or forces in {path}, got frames with "
             f"{sorted(set().union(*held))}; --energy-key and --forces-key choose"
         )
-    alone = [_is_alone(atoms, own) for atoms, own in zip(frames, held, strict=True)]
+    length = source.factors()[1]
+    alone = [_is_alone(atoms, own, length) for atoms, own in zip(frames, held, strict=True)]
     used = {what: name for what, name in names.items() if name is not None}
     labels = _labels_of(frames, held, names, path)
     notes = _left_out(labels, held, used, alone, path)
@@ -59,15 +65,20 @@ def from_ase(path: Path, source: Source) -> Dataset:
     data = dataset(source, _raw(frames, labels), used, split=split, alone=torch.tensor(alone),
                    weights=_weights(held, "config_weight", path))  # fmt: skip
     data.notes += notes + unread + on_virials(set().union(*held), used)
+    data.notes += _on_other_names(held, used) + _on_cells(frames, alone)
     return data
 
 
 def _frames_of(path: Path) -> list[Atoms]:
     """Return the frames of a file, all atoms of which are elements."""
     from ase.io import read
+    from ase.io.formats import filetype
 
     try:
-        frames = _rows_of(path) if path.suffix == ".db" else read(path, index=":")
+        if filetype(str(path)) in DATABASES:
+            frames = _rows_of(path)
+        else:
+            frames = read(path, index=":", do_not_split_by_at_sign=True)
     except Exception as error:  # each format has its own
         got = f"{type(error).__name__} {error}"
         raise ValueError(f"path: expected a file that ASE reads, {path}, got {got}") from error
@@ -88,12 +99,14 @@ def _rows_of(path: Path) -> list[Atoms]:
 
 def _held_by(atoms: Atoms) -> dict[str, Any]:
     """Return all that a frame holds by name; results of a calculator as they are stored."""
-    found = dict(atoms.info.get("data") or {}) | dict(atoms.info.get("key_value_pairs") or {})
-    found |= dict(atoms.calc.results) if atoms.calc is not None else {}
-    own = {name: x for name, x in atoms.arrays.items() if name not in ("numbers", "positions")}
-    return (
-        found | own | {k: x for k, x in atoms.info.items() if k not in ("data", "key_value_pairs")}
-    )
+    found: dict[Any, Any] = {}
+    for name in ("data", "key_value_pairs"):  # of a row of a database
+        value = atoms.info.get(name)
+        found |= value if isinstance(value, dict) else {}
+    found |= atoms.calc.results if atoms.calc is not None else {}
+    found |= {name: x for name, x in atoms.arrays.items() if name not in ("numbers", "positions")}
+    found |= {name: x for name, x in atoms.info.items() if not isinstance(x, dict)}
+    return {str(name): x for name, x in found.items()}
 
 
 def _name_in(held: Held, what: str, source: Source, path: Path) -> str | None:
@@ -104,10 +117,39 @@ def _name_in(held: Held, what: str, source: Source, path: Path) -> str | None:
     return given or next((name for name in LABELS[what] if name in there), None)
 
 
-def _is_alone(atoms: Atoms, own: dict[str, Any]) -> bool:
-    """Return whether a frame is an isolated atom: one that says so, or is not periodic."""
+def _is_alone(atoms: Atoms, own: dict[str, Any], length: float) -> bool:
+    """Return whether a frame is an isolated atom: one that says so, or is far from its images.
+
+    Args:
+        atoms: the frame.
+        own: what it holds by name.
+        length: of a unit of its positions in Å.
+    """
     kind = str(own.get("config_type", "")).lower().replace("_", "")
-    return len(atoms) == 1 and (kind == "isolatedatom" or not atoms.pbc.any())
+    if len(atoms) != 1 or kind == "isolatedatom":
+        return len(atoms) == 1
+    periodic = atoms.pbc & atoms.cell.any(axis=1)
+    lattice = minkowski_reduce(atoms.cell, periodic)[0][periodic]
+    return bool((np.linalg.norm(lattice, axis=1) * length > FAR).all())
+
+
+def _expect_one_value(atoms: Atoms, name: str | None, where: str) -> None:
+    """Expect no other label by this name beside that of the frame's calculator."""
+    results = {} if atoms.calc is None else atoms.calc.results
+    other = atoms.info.get(name, atoms.arrays.get(name))
+    if results.get(name) is None or other is None:
+        return
+    one, two = (
+        _as_shape(x, np.shape(results[name]) or (1,), where) for x in (results[name], other)
+    )
+    expected = "one value, or the same twice"
+    expect(np.allclose(one, two, rtol=1e-6, atol=1e-6), where, expected, _two(one, two))
+
+
+def _two(one: np.ndarray, two: np.ndarray) -> str:
+    """Return where two labels differ most, in words."""
+    k = np.abs(one - two).argmax()
+    return f"{one.flat[k]:.8g} of its calculator and {two.flat[k]:.8g} beside it"
 
 
 def _labels_of(
@@ -118,6 +160,7 @@ def _labels_of(
         shapes = {"energies": (1,), "forces": (len(atoms), 3), "stresses": (3, 3)}
         for what, shape in shapes.items():
             value, name = own.get(names[what]), f"{names[what]} of frame {number} in {path}"
+            _expect_one_value(atoms, names[what], name)
             labels[what].append(_as_shape(value, shape, name))
     return labels
 
@@ -130,9 +173,10 @@ def _as_shape(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected numbers, got {value!r}") from error
-    if shape == (3, 3) and array.size == 6:
-        array = voigt_6_to_full_3x3_stress(array.ravel())
-    expect(array.size == np.prod(shape), name, f"shape {shape}", array.shape)
+    if shape == (3, 3) and array.shape == (6,):
+        array = voigt_6_to_full_3x3_stress(array)
+    ok = array.shape == shape or (1 in shape and array.size == np.prod(shape))
+    expect(ok or (shape, array.shape) == ((3, 3), (9,)), name, f"shape {shape}", array.shape)
     return array.reshape(shape)
 
 
@@ -177,6 +221,38 @@ def _left_out(
             values = f"{others[0]:g} to {others[-1]:g}"
             notes.append(f"{WEIGHTS[what]} of {values} not honoured: only 0 and config_weight are")
     return notes
+
+
+def _on_other_names(held: Held, used: dict[str, str]) -> list[str]:
+    """Say where labels stand under other names than those that are used, or mean another thing."""
+    notes = []
+    for what, name in used.items():
+        lacking = [own for own in held if own.get(name) is None]
+        for other in LABELS[what]:
+            count = sum(own.get(other) is not None for own in lacking)
+            if count:
+                notes.append(f"{count} frames have {other!r} and no {name!r}: not read, one name "
+                             f"holds for all; {OPTIONS[what]} chooses")  # fmt: skip
+    references = [name.startswith("REF_") for name in used.values()]
+    if any(references) and not all(references):
+        notes.append(f"{' and '.join(used.values())}: are they of one calculation? "
+                     "--energy-key and --forces-key choose")  # fmt: skip
+    free = [own for own in held if {"energy", "free_energy"} <= own.keys()]
+    apart = max((abs(own["energy"] - own["free_energy"]) for own in free), default=0.0)
+    if used.get("energies") == "energy" and apart > SMEARED:
+        notes.append(f"energy and free_energy differ by up to {apart:.3g}: with smeared electrons, "
+                     "forces are of free_energy; --energy-key chooses")  # fmt: skip
+    return notes
+
+
+def _on_cells(frames: Sequence[Atoms], alone: Sequence[bool]) -> list[str]:
+    """Say which frames are periodic without a lattice vector, and which isolated atoms in cells."""
+    flat = sum(bool((atoms.pbc & ~atoms.cell.any(axis=1)).any()) for atoms in frames)
+    boxed = sum(one and bool(atoms.pbc.any()) for atoms, one in zip(frames, alone, strict=True))
+    notes = [f"{flat} frames are periodic along directions without a lattice vector: taken as not "
+             "periodic there"] if flat else []  # fmt: skip
+    return notes + ([f"{boxed} frames of one atom in a large cell are taken as isolated atoms"]
+                    if boxed else [])  # fmt: skip
 
 
 def _split_of(held: Held, alone: Sequence[bool], path: Path) -> tuple[Tensor | None, list[str]]:

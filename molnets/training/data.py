@@ -110,10 +110,13 @@ class Dataset:
     def isolated_energies(self) -> dict[int, float]:
         """Return the energies of the elements that are there as isolated atoms: their mean.
 
+        Those of test and validation frames do not count.
+
         Raises:
             ValueError: if isolated atoms of one element have several energies.
         """
-        z, energies = self.z[self.first[self.alone]], self.energies[self.alone]
+        alone = self.alone if self.split is None else self.alone & (self.split == PARTS["train"])
+        z, energies = self.z[self.first[alone]], self.energies[alone]
         found = {int(n): energies[z == n] for n in z.unique()}
         for n, own in found.items():
             least, most = float(own.min()), float(own.max())

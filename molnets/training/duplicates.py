@@ -1,8 +1,8 @@
-"""Frames that are there twice: to the bit, rounded, or with atoms moved by lattice vectors.
+"""Frames that are there twice: to the bit, rounded, moved, or with atoms in other cells.
 
 Candidates are frames of the same elements whose random sums over atoms are close: sums of
 positions, and in cells of sines and cosines, which no lattice vector changes. They are then
-compared atom by atom.
+compared atom by atom. Molecules, in no cell, are compared about their centres.
 
 Axes:   T frames, N atoms of all frames, n atoms of one, P pairs of frames.
 Units:  those of the data.
@@ -57,7 +57,7 @@ def without_duplicates(data: Dataset) -> Dataset:
     kept[left_out] = False
     once = data.subset(kept.nonzero().flatten())
     rounded = len(left_out) - len(exact)
-    how = f", {rounded} of them but for rounding or lattice vectors" if rounded else ""
+    how = f", {rounded} of them but for rounding or a shift" if rounded else ""
     once.notes.append(f"{len(left_out)} frames are there twice{how}: the second ones are left out")
     return once
 
@@ -76,8 +76,9 @@ def _first_copies(data: Dataset) -> Tensor:
 
 def _near_pairs(data: Dataset, frames: Tensor) -> tuple[Tensor, Tensor]:
     """Return pairs of some frames that are the same up to rounding, (P, 2), and how far apart."""
-    pairs = frames[_close_rows(_sums(data)[frames])].sort(dim=1).values
-    apart = [_apart(data, some) for some in pairs.split(PAIRS_AT_ONCE)]
+    pos = _centred(data)
+    pairs = frames[_close_rows(_sums(data, pos)[frames])].sort(dim=1).values
+    apart = [_apart(data, pos, some) for some in pairs.split(PAIRS_AT_ONCE)]
     apart = torch.cat(apart) if apart else torch.zeros(0).double()
     near = apart < ROUNDED
     return pairs[near], apart[near]
@@ -98,7 +99,18 @@ def _close_rows(x: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _sums(data: Dataset) -> Tensor:
+def _centred(data: Dataset) -> Tensor:
+    """Return positions, (N, 3), those of molecules in no cell about the mean of their atoms."""
+    frame = torch.arange(len(data)).repeat_interleave(data.n_atoms)
+    means = torch.zeros(len(data), 3).double().index_add(0, frame, data.pos)
+    means /= data.n_atoms.view(-1, 1)
+    means[data.alone] = 0.0
+    if data.cells is not None:
+        means[data.cells.flatten(1).any(dim=1)] = 0.0
+    return data.pos - means[frame]
+
+
+def _sums(data: Dataset, pos: Tensor) -> Tensor:
     """Return what is close for frames that are close, (T, NUM_SUMS), and far for other elements.
 
     With random weights u, v, w of atom i of a frame, these are
@@ -111,11 +123,11 @@ def _sums(data: Dataset) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     code = torch.randint(2**62, (int(n.max()),), generator=draw)
     code = torch.zeros(T).long().index_add(0, frame, (data.z + 1) * code[atom])
-    sums, parts, cells = [], [data.pos], torch.zeros(T, 9).double()
+    sums, parts, cells = [], [pos], torch.zeros(T, 9).double()
     if data.cells is not None:
         cells = data.cells.view(T, 9)
-        s = torch.einsum("ni,nij->nj", data.pos, torch.linalg.pinv(data.cells)[frame])
-        rest = data.pos - torch.einsum("nj,nji->ni", s, data.cells[frame])
+        s = torch.einsum("ni,nij->nj", pos, torch.linalg.pinv(data.cells)[frame])
+        rest = pos - torch.einsum("nj,nji->ni", s, data.cells[frame])
         length = data.cells.norm(dim=2)[frame] / (2 * math.pi)
         turn = 2 * math.pi * s
         parts = [rest, length * turn.cos(), length * turn.sin()]
@@ -131,15 +143,17 @@ def _sums(data: Dataset) -> Tensor:
     return sums
 
 
-def _apart(data: Dataset, pairs: Tensor) -> Tensor:
+def _apart(data: Dataset, pos: Tensor, pairs: Tensor) -> Tensor:
     """Return the largest difference of positions or cells of pairs of frames, (P,).
 
     Positions differ by what no lattice vector mends; frames of other elements are infinitely far.
+    Frames that were moved are EQUAL apart at least: on another grid, labels may be a little others.
     """
     first, second = pairs.T
     a, b = data.atoms_of(first), data.atoms_of(second)
     pair = torch.arange(len(pairs)).repeat_interleave(data.n_atoms[first])
-    d = data.pos[a] - data.pos[b]
+    d = pos[a] - pos[b]
+    moved = (data.pos[a] - data.pos[b] - d).abs().amax(dim=1) > EQUAL
     apart = torch.zeros(len(pairs)).double()
     if data.cells is not None:
         cells = data.cells[first]
@@ -147,7 +161,7 @@ def _apart(data: Dataset, pairs: Tensor) -> Tensor:
         d -= torch.einsum("nj,nji->ni", s.round(), cells[pair])
         apart = (cells - data.cells[second]).abs().amax(dim=(1, 2))
     far = d.abs().amax(dim=1).masked_fill(data.z[a] != data.z[b], math.inf)
-    return apart.scatter_reduce(0, pair, far, "amax")
+    return apart.scatter_reduce(0, pair, torch.where(moved, far.clamp(min=EQUAL), far), "amax")
 
 
 def _labels_agree(data: Dataset, pairs: Tensor, apart: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ ARRAYS = {  # names of arrays, the first that is there is taken
 }
 WEIGHTS = ("weights", "weight", "config_weight")
 AS_IT_IS = Source()
+
+Arrays = dict[str, Any]  # what a file holds by name
 
 
 def load(*paths: str | Path, source: Source = AS_IT_IS) -> Dataset:
@@ -78,7 +81,7 @@ def _load_one(path: str | Path, source: Source) -> Dataset:
     return from_ase(path, known)
 
 
-def _read_md17(name: str, root: str = "md17") -> dict[str, Tensor]:
+def _read_md17(name: str, root: str = "md17") -> Arrays:
     """Let PyG download, and read the file itself: PyG rounds energies to float32, 0.3 meV off."""
     from torch_geometric import datasets
 
@@ -92,26 +95,15 @@ def _read_md17(name: str, root: str = "md17") -> dict[str, Tensor]:
     return _read_npz(Path(raw))
 
 
-def _read_npz(path: Path) -> dict[str, Tensor]:
+def _read_npz(path: Path) -> Arrays:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
+            return {key: archive[key] for key in archive.files}
     except Exception as error:  # of many kinds, for what is no archive or cut off
         raise ValueError(f"path: expected plain arrays in {path}, got {error}") from error
-    if "split" in arrays and arrays["split"].dtype.kind in "US":
-        arrays["split"] = np.array([part_of(str(name)) for name in arrays["split"].ravel()])
-    numbers = {key: x for key, x in arrays.items() if x.dtype.kind in "fiub"}
-    return {key: _as_tensor(x) for key, x in numbers.items()}
 
 
-def _as_tensor(x: np.ndarray) -> Tensor:
-    """Return an array in a dtype that torch can compute with, and in this machine's byte order."""
-    dtype = x.dtype.newbyteorder("=") if x.dtype.kind == "f" else np.int64
-    dtype = np.float64 if x.dtype.kind == "f" and x.itemsize > 8 else dtype
-    return torch.from_numpy(np.asarray(x, dtype))
-
-
-def _read_pt(path: Path) -> dict[str, Tensor]:
+def _read_pt(path: Path) -> Arrays:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whose text is long, and says how to run the code all the same
@@ -119,10 +111,32 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"path: expected plain tensors in {path}, got {got}") from error
     expected = f"tensors by name in {path}"
     expect(isinstance(content, dict), "path", expected, type(content).__name__)
-    return {key: x.detach() for key, x in content.items() if isinstance(x, Tensor)}
+    return {str(key): x for key, x in content.items()}
 
 
-def _found(what: str, arrays: dict[str, Tensor], source: Source) -> str | None:
+def _tensor(name: str, x: Any) -> Tensor:
+    """Return an array, tensor or list of a file in a dtype that torch can compute with.
+
+    Raises:
+        ValueError: for what holds no numbers; the message names it.
+    """
+    if isinstance(x, Tensor):
+        ok = x.layout == torch.strided and not x.is_complex()
+        expect(ok, name, "a dense array of numbers", f"{x.layout}, {x.dtype}")
+        return x.detach() if x.is_floating_point() else x.detach().long()
+    try:
+        x = np.asarray(x)
+    except ValueError as error:  # lists of several lengths
+        raise ValueError(f"{name}: expected an array of numbers, got {error}") from error
+    if name == "split" and x.dtype.kind in "US":
+        return torch.tensor([part_of(part) for part in x.astype(str).ravel().tolist()])
+    expect(x.dtype.kind in "fiub", name, "an array of numbers", f"dtype {x.dtype}")
+    dtype = x.dtype.newbyteorder("=") if x.dtype.kind == "f" else np.int64
+    dtype = np.float64 if x.dtype.kind == "f" and x.itemsize > 8 else dtype
+    return torch.from_numpy(np.asarray(x, dtype))
+
+
+def _found(what: str, arrays: Arrays, source: Source) -> str | None:
     """Return the name of an array, None if it is not there.
 
     Raises:
@@ -134,40 +148,50 @@ def _found(what: str, arrays: dict[str, Tensor], source: Source) -> str | None:
     return given or next((name for name in ARRAYS[what] if name in arrays), None)
 
 
-def _from_arrays(arrays: dict[str, Tensor], source: Source) -> Dataset:
-    names = {what: _found(what, arrays, source) for what in ARRAYS}
-    if names["positions"] is None:
+def _names_of(found: Arrays, source: Source) -> dict[str, str]:
+    """Return the names of arrays, by what stands under them.
+
+    Raises:
+        KeyError: if what is needed is not there.
+    """
+    names = {what: _found(what, found, source) for what in ARRAYS}
+    names = {what: name for what, name in names.items() if name is not None}
+    if "positions" not in names:
         expected = f"positions under one of {ARRAYS['positions']}"
-        raise KeyError(f"data: expected {expected}, got only {sorted(arrays)}")
-    if names["energies"] is names["forces"] is None:
+        raise KeyError(f"data: expected {expected}, got only {sorted(found)}")
+    if not {"energies", "forces"} & names.keys():
         raise KeyError(
-            f"data: expected energies or forces, got only {sorted(arrays)}; --energy-key and "
+            f"data: expected energies or forces, got only {sorted(found)}; --energy-key and "
             f"--forces-key choose"
         )
-    positions = arrays[names["positions"]]
-    if names["z"] is None and names["energies"] != "e_pot":  # that of the follow-up sheet
-        raise KeyError(f"data: expected z under one of {ARRAYS['z']}, got only {sorted(arrays)}")
-    z = arrays[names["z"]] if names["z"] else torch.ones(1)
+    if "z" not in names and names.get("energies") != "e_pot":  # that of the follow-up sheet
+        raise KeyError(f"data: expected z under one of {ARRAYS['z']}, got only {sorted(found)}")
+    return names
+
+
+def _from_arrays(found: Arrays, source: Source) -> Dataset:
+    names = _names_of(found, source)
+    more = [name for name in ("n_atoms", "pbc", "split", *WEIGHTS) if name in found]
+    arrays = {name: _tensor(name, found[name]) for name in (*names.values(), *more)}
+    own = {what: arrays[name] for what, name in names.items()}
+    positions, z = own["positions"], own.get("z", torch.ones(1))
     pos, z, n_atoms, kept = _laid_out(names["positions"], positions, z, arrays.get("n_atoms"))
-    T = len(n_atoms)
-    forces = None if names["forces"] is None else arrays[names["forces"]]
+    T, forces, cells, stresses = len(n_atoms), own.get("forces"), None, None
     if forces is not None:
-        ok = forces.shape == positions.shape
-        got = tuple(forces.shape)
-        expect(ok, f"{names['forces']}", f"{tuple(positions.shape)} as {names['positions']}", got)
+        expected = f"{tuple(positions.shape)} as {names['positions']}"
+        expect(forces.shape == positions.shape, names["forces"], expected, tuple(forces.shape))
         forces = forces.reshape(-1, 3)[kept]
-    energies = None if names["energies"] is None else arrays[names["energies"]].flatten()
-    cells = (
-        None if names["cells"] is None else _cells_of(arrays[names["cells"]], T, arrays.get("pbc"))
-    )
-    stresses = None
-    if names["stresses"] is not None:
-        stresses = _stresses_of(arrays[names["stresses"]].double(), T)
-    used = {what: name for what, name in names.items() if name is not None}
+    energies = own["energies"].flatten() if "energies" in own else None
+    if "cells" in own:
+        cells = _cells_of(own["cells"], T, arrays.get("pbc"))
+    if "stresses" in own:
+        stresses = _stresses_of(own["stresses"].double(), T)
+    split = arrays.get("split")
+    split = split.flatten() if split is not None and split.shape == (T, 1) else split
     raw = Raw(z, pos, n_atoms, cells, energies, forces, stresses)
     weights, notes = _weights_of(arrays, T)
-    data = dataset(source, raw, used, split=arrays.get("split"), weights=weights)
-    data.notes += notes + on_virials(arrays, used)
+    data = dataset(source, raw, names, split=split, weights=weights)
+    data.notes += notes + on_virials(found, names)
     return data
 
 
@@ -222,9 +246,9 @@ def _cells_of(cells: Tensor, num_frames: int, pbc: Tensor | None) -> Tensor:
     expect(cells.shape == shape, "cells", f"{shape} or (3, 3)", tuple(cells.shape))
     if pbc is None:
         return cells
-    pbc = pbc.bool().view(-1, 1) if pbc.shape == (num_frames,) != (3,) else pbc.bool()
-    ok = pbc.numel() in (1, 3, num_frames, 3 * num_frames)
+    ok = tuple(pbc.shape) in ((), (1,), (3,), (num_frames,), (num_frames, 3))
     expect(ok, "pbc", f"({num_frames}, 3), ({num_frames},), (3,) or one", tuple(pbc.shape))
+    pbc = pbc.bool().view(-1, 1) if pbc.shape == (num_frames,) != (3,) else pbc.bool()
     return cells * pbc.expand(num_frames, 3).unsqueeze(2)
 
 
@@ -232,6 +256,6 @@ def _stresses_of(stresses: Tensor, num_frames: int) -> Tensor:
     """Return stresses (T, 3, 3) from these, (T, 9), or (T, 6) in the order xx yy zz yz xz xy."""
     if stresses.shape == (num_frames, 6):
         return torch.from_numpy(np.stack([voigt_6_to_full_3x3_stress(s) for s in stresses.numpy()]))
-    ok = stresses.numel() == 9 * num_frames
+    ok = tuple(stresses.shape) in ((num_frames, 3, 3), (num_frames, 9))
     expect(ok, "stress", f"({num_frames}, 3, 3) or ({num_frames}, 6)", tuple(stresses.shape))
     return stresses.reshape(num_frames, 3, 3)
