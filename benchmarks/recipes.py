@@ -107,6 +107,12 @@ SEARCHES = {
         [{}, {"seed": 1}, {"lr": 3e-3}, {"gamma": 1.0}, {"cutoff": 4.0}, {"clip_norm": 1.0},
          {"batch_size": 5}, {"rho_energy": 0.1}, {"dim_embedding": 32}],
     ),
+    "tensornet-bulk-long": Search(
+        "tensornet", "mlearn_Si.npz", 140, 50, 240.0,
+        {"batch_size": 2, "lr": 1e-3, "gamma": 4.0},
+        [{}, {"weight_decay": 0.1}, {"weight_decay": 1.0}, {"dim_embedding": 32}, {"seed": 1},
+         {"dim_embedding": 16}, {"num_interactions": 1}],
+    ),
 }  # fmt: skip
 
 

@@ -49,8 +49,9 @@ MOLECULE = {
     },
 }  # fmt: skip
 BULK = {
-    network: {"batch_size": 2, "lr": 1e-3, "gamma": 4.0}
-    for network in ("painn", "schnet", "tensornet")
+    "painn": {"batch_size": 2, "lr": 1e-3, "gamma": 4.0},
+    "schnet": {"batch_size": 2, "lr": 1e-3, "gamma": 4.0},
+    "tensornet": {"batch_size": 2, "lr": 1e-3, "gamma": 4.0, "dim_embedding": 32},
 }
 RECIPES = {
     "molecule": Recipe("frames of one molecule", MOLECULE),
