@@ -200,11 +200,16 @@ class Trainer:
         expect(not self.out.is_file(), "out", "a folder", f"{self.out}, which is a file")
 
     def run(self, progress: bool = True) -> None:
-        """Train until the epochs or the minutes are over; Ctrl-C ends early and saves."""
+        """Train until the epochs or the minutes are over; Ctrl-C ends early and saves.
+
+        The epoch that Ctrl-C cuts short begins again where training goes on. If it is the first,
+        `last.pt` holds the start, and `best.pt` the weights so far, which are to be judged anew.
+        """
         if self.settings.engine == "compiled":  # before the clock starts
             self.steps(self.train[: self.settings.batch_size // self.world], self.weights,
                        torch.zeros_like(self._flat))  # fmt: skip
         self._started = time.perf_counter()
+        start = {} if self.history else self._state(self.history)
         total = None if self.settings.minutes else self.settings.epochs
         bar = tqdm(total=total, initial=self.epoch, unit="epoch",
                    disable=not progress or self.rank > 0)  # fmt: skip
@@ -217,9 +222,11 @@ class Trainer:
                 bar.set_postfix({name: f"{row[name]:.3g}" for name in shown})
         except KeyboardInterrupt:
             self.interrupted = True
-            if not self.history:  # not even one epoch: keep what there is
-                self._keep(math.nan)
-            bar.write(f"interrupted in epoch {self.epoch}: the epochs before it are in {self.out}")
+            kept = "the epochs before it are"
+            if not self.history:
+                self._keep_unfinished(start)
+                kept = "it begins again with --resume; its weights so far are best.pt,"
+            bar.write(f"interrupted in epoch {self.epoch}: {kept} in {self.out}")
         finally:
             self._write_unsaved()
             self.seconds, self._started = self.seconds + self._elapsed(), None
@@ -316,20 +323,29 @@ class Trainer:
         self._started = time.perf_counter()
         row = {"epoch": self.epoch, "seconds": self.seconds, "loss": loss, "validation": score,
                "averaged": int(name == "average")}  # fmt: skip
-        self.history.append(row | errors.known())
+        history = [*self.history, row | errors.known()]
         if self.rank == 0:
-            self._unsaved = self._state()
+            self._unsaved = self._state(history)
+        self.history = history  # last: whoever finds the epoch there finds its state too
 
-    def _state(self) -> dict[str, Any]:
-        """Return all that training can go on from, as it is now."""
+    def _keep_unfinished(self, start: dict[str, Any]) -> None:
+        """Keep the weights of a first epoch that was cut short as the best, beside the start."""
+        self.epoch = start["epoch"]
+        name = self._judged()[1]
+        self._best.copy_(self._average if name == "average" else self._flat)
+        if self.rank == 0:
+            self._unsaved = start | {"kept": checkpoint.copied(self.kept.state_dict())}
+
+    def _state(self, history: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return all that training can go on from, as it is now, with the rows of its epochs."""
         state = checkpoint.state_of(
             self.ema, settings=asdict(self.settings), raw=self.potential.state_dict(),
             kept=self.kept.state_dict(), optimizer=self.optimizer.state_dict(),
-            history=[*self.history], epoch=self.epoch, seconds=self.seconds, best=self.best,
+            history=history, epoch=self.epoch, seconds=self.seconds, best=self.best,
             since_best=self.since_best, ahead=self.ahead,
             train=self.train, validation=self.validation,
         )  # fmt: skip
-        return _cloned(state)
+        return checkpoint.copied(state)
 
     def _write_unsaved(self) -> None:
         """Write the last epoch that was finished: `last.pt`, and what follows from it."""
@@ -343,7 +359,8 @@ class Trainer:
     def _write_what_follows(self, state: dict[str, Any]) -> None:
         best = {name: state[name] for name in ("format", "card", "dtype", "settings")}
         self.save(best | {"model": state["kept"]}, self.out / "best.pt")
-        write_csv(state["history"], self.out / "history.csv")
+        if state["history"]:
+            write_csv(state["history"], self.out / "history.csv")
 
     def save(self, state: dict[str, Any], path: Path) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -381,10 +398,3 @@ class Trainer:
         self.ahead = state.get("ahead", 0.0)  # earlier versions had none
         if self.rank == 0:
             self._write_what_follows(state)
-
-
-def _cloned(value: Any) -> Any:
-    """Return a value whose tensors, however deep in dictionaries, are copies."""
-    if isinstance(value, dict):
-        return {name: _cloned(x) for name, x in value.items()}
-    return value.clone() if isinstance(value, Tensor) else value
