@@ -547,6 +547,34 @@ def test_a_first_epoch_that_is_interrupted_while_it_is_judged_begins_again(
     assert_same_end(tmp_path / "whole", tmp_path / "broken")
 
 
+@pytest.mark.parametrize("save_every", [-1.0, 5.0])
+@pytest.mark.parametrize("n", range(1, 7))
+def test_files_that_an_interrupt_finds_half_written_are_written_whole(
+    data, tmp_path, monkeypatch, n, save_every
+):
+    """Of three epochs, last.pt and best.pt each, or of the first and the last one alone."""
+    monkeypatch.setattr("molnets.training.trainer.SAVE_EVERY", save_every)
+    trainer = trainer_for(data, tmp_path, epochs=3, batch_size=4)
+    save, names = trainer.save, []
+
+    def interrupted(state: dict, path: Path) -> None:
+        names.append(path.name)
+        if len(names) == n:
+            raise KeyboardInterrupt
+        save(state, path)
+
+    monkeypatch.setattr(trainer, "save", interrupted)
+    trainer.run(progress=False)
+    num_saves = 6 if save_every < 0 else 4
+    assert trainer.interrupted == (n <= num_saves)
+    last, best = (checkpoint.read(tmp_path / name) for name in ("last.pt", "best.pt"))
+    assert trainer.epoch == ((n + 1) // 2 if n < 3 or save_every < 0 else 3)
+    assert last["epoch"] == trainer.epoch and last["history"] == trainer.history
+    assert all(torch.equal(best["model"][name], x) for name, x in last["kept"].items())
+    with (tmp_path / "history.csv").open() as file:
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == [*range(1, trainer.epoch + 1)]
+
+
 def test_nan_stops_with_the_batch_named(data, tmp_path):
     trainer = trainer_for(data, tmp_path, epochs=9, batch_size=4)
     with torch.no_grad():

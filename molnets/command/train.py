@@ -330,8 +330,9 @@ def _draw(trainer: Trainer, data: Dataset, test: Tensor, found: tuple[Tensor, Te
     names = {"energy_parity": ("energy per atom", unit), "force_parity": ("force", per_length)}
     figures = {name: parity_figure(right[rows], got[rows], *names[name])
                for name, (right, got, rows) in parts.items() if rows.any()}  # fmt: skip
-    if trainer.history:
-        history = {name: [row[name] for row in trainer.history] for name in trainer.history[0]}
+    epochs = [row for row in trainer.history if math.isfinite(row["loss"])]  # NaN: earlier versions
+    if epochs:
+        history = {name: [row[name] for row in epochs] for name in epochs[0]}
         figures["learning_curve"] = learning_curve_figure(history)
     for name, figure in figures.items():
         write_whole(trainer.out / f"{name}.svg", figure.savefig)

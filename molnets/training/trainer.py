@@ -220,6 +220,7 @@ class Trainer:
                 row = self.history[-1]
                 shown = [x for x in ("loss", "energy_mae", "force_mae") if x in row]
                 bar.set_postfix({name: f"{row[name]:.3g}" for name in shown})
+            self._write_unsaved()
         except KeyboardInterrupt:
             self.interrupted = True
             kept = "the epochs before it are"
@@ -228,9 +229,9 @@ class Trainer:
                 kept = "it begins again with --resume; its weights so far are best.pt,"
             bar.write(f"interrupted in epoch {self.epoch}: {kept} in {self.out}")
         finally:
-            self._write_unsaved()
-            self.seconds, self._started = self.seconds + self._elapsed(), None
             bar.close()
+            self.seconds, self._started = self.seconds + self._elapsed(), None
+            self._write_unsaved()  # from the first file on, if an interrupt came between them
 
     def _progress(self, step: int) -> float:
         if self.settings.minutes:
@@ -351,10 +352,9 @@ class Trainer:
         """Write the last epoch that was finished: `last.pt`, and what follows from it."""
         if self._unsaved is None:
             return
-        state, self._unsaved = self._unsaved, None
-        self.save(state, self.out / "last.pt")
-        self._write_what_follows(state)
-        self._saved_at = time.perf_counter()
+        self.save(self._unsaved, self.out / "last.pt")
+        self._write_what_follows(self._unsaved)
+        self._unsaved, self._saved_at = None, time.perf_counter()
 
     def _write_what_follows(self, state: dict[str, Any]) -> None:
         best = {name: state[name] for name in ("format", "card", "dtype", "settings")}
