@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+UNFINISHED = re.compile(r"\.molnets-([0-9]{1,9})-.+")  # written by a process of that number
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -17,7 +20,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: if it cannot be written, on a full disk, say; what was there is as before.
     """
-    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+    unfinished = path.with_name(f".molnets-{os.getpid()}-{path.name}")
     try:
         write(unfinished)
         os.replace(unfinished, path)
@@ -50,9 +53,9 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what processes that are no more have left unfinished in a folder."""
-    for path in folder.glob(".*-*"):
-        pid = path.name[1:].partition("-")[0]
-        if pid.isdigit() and not _runs(int(pid)):
+    for path in folder.iterdir():
+        name = UNFINISHED.fullmatch(path.name)
+        if name and path.is_file() and not _runs(int(name[1])):
             path.unlink(missing_ok=True)
 
 

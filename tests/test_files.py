@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from molnets.files import remove_unfinished, write_json, write_whole
+from molnets.files import UNFINISHED, remove_unfinished, write_json, write_whole
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path):
@@ -63,9 +63,28 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, kind):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    left = [f".{process.pid}-last.pt", f".{process.pid}-best.pt"]
-    kept = [f".{os.getpid()}-last.pt", ".hidden-file", ".12a-b", "last.pt", "12-last.pt"]
+    left = [f".molnets-{process.pid}-last.pt", f".molnets-{process.pid}-best.pt"]
+    kept = [f".molnets-{os.getpid()}-last.pt", ".molnets-notes", ".molnets-12a-b", "last.pt"]
     for name in left + kept:
         (tmp_path / name).write_text("half")
     remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_hidden_files_that_others_made_stay(tmp_path):
+    """A number at the start is a year as well; and no process has so large a number."""
+    gone = 2**22 + 1
+    names = [f".{gone}-notes.txt", f".x.molnets-{gone}-y", f".molnets-{10**20}-last.pt"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    folders = [f".{gone}-figs", f".molnets-{gone}-figs"]
+    for name in folders:
+        (tmp_path / name).mkdir()
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names + folders)
+
+
+def test_what_is_written_carries_the_name_that_is_removed(tmp_path):
+    names = []
+    write_whole(tmp_path / "last.pt", lambda path: names.append(path.name) or path.touch())
+    assert [UNFINISHED.fullmatch(name)[1] for name in names] == [str(os.getpid())]
