@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from frames import FLAGS, arrays
 
 from molnets.command import run
+from molnets.files import LOCK, alone_in
 
 BRIEF = [*FLAGS, "--epochs=2"]
 
@@ -51,22 +50,19 @@ def test_a_mistake_does_not_cost_the_earlier_run(tmp_path):
 
 
 def test_one_training_at_a_time_writes_to_a_folder(tmp_path):
-    """The mark of a process that runs stops others; that of one that is no more does not."""
+    """The lock of a process that runs stops others; the file that a killed one left does not."""
     np.savez(tmp_path / "data.npz", **arrays())
     out = tmp_path / "run"
     out.mkdir()
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    (out / f".{gone.pid}-runs").touch()
+    (out / LOCK).write_text("process 1 of a container")
     command = ["train", str(tmp_path / "data.npz"), "--out", str(out), *BRIEF]
     run(command)
     assert not [*out.glob(".*")]
-    mark = out / f".{os.getppid()}-runs"
-    mark.touch()
-    got = f"which process {os.getppid()} writes to"
-    with pytest.raises(FileExistsError, match=f"out: expected a folder of its own, got .*{got}"):
-        run([*command, "--overwrite"])
-    assert [*out.glob(".*")] == [mark]
+    with alone_in(out):
+        got = f"which process {os.getpid()} of .* writes to; .* remove {re.escape(str(out / LOCK))}"
+        with pytest.raises(FileExistsError, match=f"out: expected a folder of its own, .*{got}"):
+            run([*command, "--overwrite"])
+        assert [*out.glob(".*")] == [out / LOCK]
     assert (out / "best.pt").exists()
 
 
