@@ -8,7 +8,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +38,39 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> list[Path]:
+    """Make a folder, and those that it is in; return the new ones, inmost first.
+
+    Raises:
+        ValueError: if a file, or a link to nothing, is where there should be a folder.
+        OSError: if the system refuses, of the same kind.
+    """
+    there = next(x for x in (path, *path.absolute().parents) if os.path.lexists(x))
+    if not there.is_dir():
+        kind = "a file" if there.exists() else f"a link to {os.readlink(there)}, where nothing is"
+        got = f"{path}, which is {kind}" if there == path else f"{path}; {there} is {kind}"
+        raise ValueError(f"out: expected a folder, got {got}")
+    new = [x for x in (path, *path.parents) if not x.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        expected = "a folder that is there or can be made"
+        raise type(error)(f"out: expected {expected}, got {path}: {error.strerror}") from error
+    return new
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Make a folder that no other process writes to in this way.
+    """Make a folder that no other process writes to in this way; leave none that is new and empty.
 
     A locked file stands for this: the lock ends with its process, however that ends. Where files
     cannot be locked, the file itself counts, also one that a killed process has left.
 
     Raises:
         FileExistsError: if another process writes there; the message names the file.
+        ValueError, OSError: as `make_folder`, or where no file can be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    new = make_folder(folder)
     path, owner = folder / LOCK, os.getpid()
     descriptor = _opened(path)
     _locks.add(descriptor)
@@ -58,6 +80,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         if os.getpid() == owner:  # and no child that was forked meanwhile
             _locks.remove(descriptor)
             _remove(path, descriptor)
+            with suppress(OSError):  # of one that is not empty
+                for place in new:
+                    place.rmdir()
 
 
 def _opened(path: Path) -> int:
@@ -67,6 +92,9 @@ def _opened(path: Path) -> int:
         descriptor, is_new = os.open(path, flags | os.O_EXCL, 0o666), True
     except FileExistsError:
         descriptor, is_new = os.open(path, flags, 0o666), False
+    except OSError as error:
+        got = f"{path.parent}: {error.strerror}"
+        raise type(error)(f"out: expected a folder that one can write to, got {got}") from error
     try:
         if not _lock(descriptor, is_new) or not _is_at(path, descriptor):
             who = os.read(descriptor, 200).decode(errors="replace") or "another process"

@@ -657,7 +657,7 @@ def test_splits_and_folders_that_do_not_do(data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"out: expected a folder, got .*file, which is a file"):
         trainer_for(data, tmp_path / "file")
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(ValueError, match=r"out: expected a folder, got .*run; .*file is a file"):
         trainer_for(data, tmp_path / "file" / "run")
 
 

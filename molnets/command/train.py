@@ -88,30 +88,36 @@ def run(options: Namespace) -> dict[str, Any]:
     _keep_memory()
     _expect_device(options.device)
     _join_processes(options.device)
+    with alone_in(options.out) if _is_first() else nullcontext():
+        metrics = _trained(options, settings, source)
+    if dist.is_initialized():
+        gc.collect()  # what shares gradients must go before the connections do
+        dist.barrier()
+        dist.destroy_process_group()
+    return metrics
+
+
+def _trained(options: Namespace, settings: Settings, source: Source) -> dict[str, Any]:
+    """Train one network, or a committee; return the metrics."""
     folders = folders_of(options.out, settings.seed, options.seeds)
     earlier = expect_folders(folders, options)
     data = read(options, source)
     parts = parts_of(options, data, settings.seed)
     settings, sizes = cooked(options, data, len(parts[0]), folders[0])
     metrics = []
-    with alone_in(options.out) if _is_first() else nullcontext():
-        for number, folder in enumerate(folders):
-            own = replace(settings, seed=settings.seed + number)
-            trainer = trainer_of(options, data, sizes, own, parts, folder)
-            if number == 0 and _is_first():  # what is asked for is right, as far as one can see
-                clear(earlier, folder)
-            found = _train(options, trainer, data, parts[2])
-            if not (trainer.interrupted and metrics):
-                metrics.append(found)
-            if trainer.interrupted:
-                _say(f"seed {own.seed} was cut short; --resume goes on")
-                break
+    for number, folder in enumerate(folders):
+        own = replace(settings, seed=settings.seed + number)
+        trainer = trainer_of(options, data, sizes, own, parts, folder)
+        if number == 0 and _is_first():  # what is asked for is right, as far as one can see
+            clear(earlier, folder)
+        found = _train(options, trainer, data, parts[2])
+        if not (trainer.interrupted and metrics):
+            metrics.append(found)
+        if trainer.interrupted:
+            _say(f"seed {own.seed} was cut short; --resume goes on")
+            break
     if len(metrics) > 1 and metrics[0]:
         metrics = [_spread(metrics, options.out)]
-    if dist.is_initialized():
-        gc.collect()  # what shares gradients must go before the connections do
-        dist.barrier()
-        dist.destroy_process_group()
     return metrics[0]
 
 

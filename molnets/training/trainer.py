@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from molnets import checkpoint, networks
 from molnets.checks import expect, expect_not_negative, expect_positive, expect_size
-from molnets.files import remove_unfinished, write_csv
+from molnets.files import make_folder, remove_unfinished, write_csv
 from molnets.networks import Sizes
 from molnets.options import option
 from molnets.potential import NUM_ELEMENTS, Potential, fit_element_energies, sum_over_atoms
@@ -156,7 +156,7 @@ class Trainer:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.settings, self.out = settings, Path(out)
         self._check(len(train), len(validation), settings)
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         remove_unfinished(self.out)
         self.potential, self.data = potential, data
         self.train, self.validation = train, validation
@@ -197,7 +197,6 @@ class Trainer:
         expect(num_validation > 0, "validation", "at least one frame", "an empty split")
         expected = f"a multiple of the {self.world} processes"
         expect(size % self.world == 0, "batch_size", expected, size)
-        expect(not self.out.is_file(), "out", "a folder", f"{self.out}, which is a file")
 
     def run(self, progress: bool = True) -> None:
         """Train until the epochs or the minutes are over; Ctrl-C ends early and saves.
