@@ -92,6 +92,13 @@ def state_of(potential: Potential, **more: Any) -> dict[str, Any]:
             "model": potential.state_dict(), **more}  # fmt: skip
 
 
+def copied(value: Any) -> Any:
+    """Return a value whose tensors, however deep in dictionaries, are copies."""
+    if isinstance(value, dict):
+        return {name: copied(x) for name, x in value.items()}
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
 def write(state: dict[str, Any], path: str | Path) -> None:
     """Write what a checkpoint holds, whole or not at all."""
     write_whole(Path(path), lambda unfinished: torch.save(state, unfinished))

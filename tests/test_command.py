@@ -728,7 +728,7 @@ WRONG = [
     ([*TRAIN, "--num-gaussians=0"], r"num_gaussians: expected a positive integer, got 0"),
     ([*TRAIN, "--gamma=-1"], r"gamma: expected a positive finite number, got -1"),
     ([*TRAIN, "--device=toaster"], r"device: expected cpu, or a device .*here, got toaster"),
-    ([*TRAIN, "--resume"], r"path: expected a checkpoint, got .*last\.pt, where no file is"),
+    ([*TRAIN, "--resume"], r"out: expected the folder of a run to go on with, got .*last\.pt is"),
     ([*TRAIN, "--out", "{a.txt}"], r"out: expected a folder, got .*a\.txt, which is a file"),
     ([*TRAIN, "--lr=1e15"], r"lr: expected a positive finite number"),
     (["test", "{nothing.pt}", "{data}"], r"path: expected a checkpoint, got .*nothing\.pt, where"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from molnets.files import remove_unfinished, write_json, write_whole
+from molnets.files import LOCK, UNFINISHED, alone_in, remove_unfinished, write_json, write_whole
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path):
@@ -63,9 +65,126 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, kind):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    left = [f".{process.pid}-last.pt", f".{process.pid}-best.pt"]
-    kept = [f".{os.getpid()}-last.pt", ".hidden-file", ".12a-b", "last.pt", "12-last.pt"]
+    left = [f".molnets-{process.pid}-last.pt", f".molnets-{process.pid}-best.pt"]
+    kept = [f".molnets-{os.getpid()}-last.pt", ".molnets-notes", ".molnets-12a-b", "last.pt"]
     for name in left + kept:
         (tmp_path / name).write_text("half")
     remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_hidden_files_that_others_made_stay(tmp_path):
+    """A number at the start is a year as well; and no process has so large a number."""
+    gone = 2**22 + 1
+    names = [f".{gone}-notes.txt", f".x.molnets-{gone}-y", f".molnets-{10**20}-last.pt"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    folders = [f".{gone}-figs", f".molnets-{gone}-figs"]
+    for name in folders:
+        (tmp_path / name).mkdir()
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names + folders)
+
+
+def test_what_is_written_carries_the_name_that_is_removed(tmp_path):
+    names = []
+    write_whole(tmp_path / "last.pt", lambda path: names.append(path.name) or path.touch())
+    assert [UNFINISHED.fullmatch(name)[1] for name in names] == [str(os.getpid())]
+
+
+HOLDS = """
+import os, signal, sys, time
+from pathlib import Path
+from molnets.files import alone_in
+with alone_in(Path(sys.argv[1])):
+    forked = os.fork() if "fork" in sys.argv else 1
+    print(forked if forked else "", flush=True)
+    time.sleep(600)
+"""
+
+
+def holder(folder: Path, *more: str) -> tuple[subprocess.Popen, int]:
+    """Start a process that holds a folder; return it and the number of its child, or 1."""
+    command = [sys.executable, "-c", HOLDS, str(folder), *more]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    lines = [process.stdout.readline().strip() for _ in range(2 if more else 1)]
+    return process, int("".join(lines))
+
+
+def expect_refused(folder: Path, match: str) -> None:
+    with pytest.raises(FileExistsError, match=match), alone_in(folder):
+        raise AssertionError
+
+
+def killed(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+needs_locks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no locks that end by themselves")
+
+
+@needs_locks
+def test_a_folder_is_held_as_long_as_its_process_runs(tmp_path):
+    """Killed, it leaves its file but not the lock; the numbers of processes do not count."""
+    process, _ = holder(tmp_path)
+    got = f"{tmp_path}, which process {process.pid} of .* writes to; .* remove {tmp_path / LOCK}$"
+    expect_refused(tmp_path, f"out: expected a folder of its own, got {got}")
+    assert (tmp_path / LOCK).exists()
+    killed(process)
+    assert (tmp_path / LOCK).exists()
+    (tmp_path / LOCK).write_text("process 1 of a container, which always runs")
+    with alone_in(tmp_path):
+        assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} of ")
+        expect_refused(tmp_path, "out: ")
+    assert not [*tmp_path.iterdir()]
+
+
+@needs_locks
+def test_a_child_that_outlives_its_parent_holds_no_folder(tmp_path):
+    process, child = holder(tmp_path, "fork")
+    try:
+        expect_refused(tmp_path, "out: ")
+        killed(process)
+        os.kill(child, 0)  # it runs
+        with alone_in(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@needs_locks
+def test_a_child_that_ends_leaves_the_lock_of_its_parent(tmp_path):
+    with alone_in(tmp_path):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                with alone_in(tmp_path):
+                    os._exit(1)
+            except FileExistsError:
+                os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_where_files_cannot_be_locked_the_file_counts(tmp_path, monkeypatch, refuses):
+    """A file system that refuses, or a system without fcntl."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if refuses:
+        monkeypatch.setattr("molnets.files.fcntl.flock", refuse)
+    else:
+        monkeypatch.setattr("molnets.files.fcntl", None)
+    with alone_in(tmp_path):
+        expect_refused(tmp_path, f"remove {tmp_path / LOCK}$")
+        assert (tmp_path / LOCK).exists()
+    assert not [*tmp_path.iterdir()]
+    (tmp_path / LOCK).touch()
+    expect_refused(tmp_path, f"which another process .*remove {tmp_path / LOCK}$")
+    (tmp_path / LOCK).unlink()
+    with alone_in(tmp_path):
+        pass

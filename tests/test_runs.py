@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from frames import FLAGS, arrays
 
 from molnets.command import run
+from molnets.files import LOCK, alone_in
 
 BRIEF = [*FLAGS, "--epochs=2"]
 
@@ -51,23 +51,66 @@ def test_a_mistake_does_not_cost_the_earlier_run(tmp_path):
 
 
 def test_one_training_at_a_time_writes_to_a_folder(tmp_path):
-    """The mark of a process that runs stops others; that of one that is no more does not."""
+    """The lock of a process that runs stops others; the file that a killed one left does not."""
     np.savez(tmp_path / "data.npz", **arrays())
     out = tmp_path / "run"
     out.mkdir()
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    (out / f".{gone.pid}-runs").touch()
+    (out / LOCK).write_text("process 1 of a container")
     command = ["train", str(tmp_path / "data.npz"), "--out", str(out), *BRIEF]
     run(command)
     assert not [*out.glob(".*")]
-    mark = out / f".{os.getppid()}-runs"
-    mark.touch()
-    got = f"which process {os.getppid()} writes to"
-    with pytest.raises(FileExistsError, match=f"out: expected a folder of its own, got .*{got}"):
-        run([*command, "--overwrite"])
-    assert [*out.glob(".*")] == [mark]
+    with alone_in(out):
+        got = f"which process {os.getpid()} of .* writes to; .* remove {re.escape(str(out / LOCK))}"
+        with pytest.raises(FileExistsError, match=f"out: expected a folder of its own, .*{got}"):
+            run([*command, "--overwrite"])
+        assert [*out.glob(".*")] == [out / LOCK]
     assert (out / "best.pt").exists()
+
+
+def link_to_nothing(folder: Path) -> tuple[Path, str]:
+    (folder / "link").symlink_to("nothing")
+    return folder / "link", "a folder, got .*link, which is a link to nothing, where nothing is"
+
+
+def below_a_link_to_nothing(folder: Path) -> tuple[Path, str]:
+    return link_to_nothing(folder)[0] / "run", "a folder, got .*run; .*link is a link to nothing"
+
+
+def below_a_file(folder: Path) -> tuple[Path, str]:
+    (folder / "file").touch()
+    return folder / "file" / "a" / "b", "a folder, got .*a.b; .*file is a file"
+
+
+def where_the_system_refuses(folder: Path) -> tuple[Path, str]:
+    return Path("/proc/run"), "a folder that is there or can be made, got /proc/run: No such file"
+
+
+@pytest.mark.parametrize(
+    "place", [link_to_nothing, below_a_link_to_nothing, below_a_file, where_the_system_refuses]
+)
+def test_where_no_folder_can_be_it_is_said_before_data_are_read(tmp_path, place):
+    out, message = place(tmp_path)
+    if out.is_relative_to("/proc") and not Path("/proc/self").exists():
+        pytest.skip("no /proc")
+    with pytest.raises((ValueError, OSError), match=f"^out: expected {message}"):
+        run(["train", str(tmp_path / "no data.npz"), "--out", str(out), *BRIEF])
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_mistakes_leave_no_new_folder(tmp_path, seeds):
+    """What was there before stays, empty or not."""
+    np.savez(tmp_path / "data.npz", **arrays())
+    (tmp_path / "old").mkdir()
+    flags = [*BRIEF, f"--seeds={seeds}"]
+    for out in (tmp_path / "new" / "run", tmp_path / "old"):
+        command = ["train", str(tmp_path / "data.npz"), "--out", str(out), *flags]
+        got = f"got {re.escape(str(out))}, where no last.pt is"
+        with pytest.raises(FileNotFoundError, match=f"out: expected the folder of a run .*{got}"):
+            run([*command, "--resume"])
+        with pytest.raises(ValueError, match="batch_size: "):
+            run([*command, "--batch-size=1000"])
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz", "old"]
+        assert not [*(tmp_path / "old").iterdir()]
 
 
 def test_more_patience_goes_on(tmp_path, capsys):

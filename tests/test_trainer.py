@@ -484,11 +484,95 @@ def test_interrupted_run_goes_on_as_if_there_had_been_no_break(data, tmp_path, m
     assert all(torch.equal(a, b) for a, b in zip(whole.averages, resumed.averages, strict=True))
 
 
-def test_run_interrupted_at_once_leaves_a_checkpoint_too(data, tmp_path, monkeypatch):
-    trainer = trainer_for(data, tmp_path, epochs=9, batch_size=4)
-    interrupt_after(trainer, 0, monkeypatch)
+def leaves_of(value: object, way: str = "") -> dict[str, object]:
+    """Return what a state holds by the way to it, without times."""
+    items = dict(enumerate(value)) if isinstance(value, list) else value
+    if not isinstance(items, dict):
+        return {} if way.endswith("seconds") else {way: value}
+    found = [leaves_of(x, f"{way} {name}") for name, x in items.items()]
+    return {name: x for leaves in found for name, x in leaves.items()}
+
+
+def assert_same_end(one: Path, two: Path) -> None:
+    """Assert that two trainings have left the same states, bit by bit, but for times."""
+    for name in ("last.pt", "best.pt"):
+        a, b = (leaves_of(checkpoint.read(out / name)) for out in (one, two))
+        assert a.keys() == b.keys()
+        assert not [way for way in a if not torch.as_tensor(a[way] == b[way]).all()]
+
+
+@pytest.mark.parametrize("engine", ["spline", "plain"])
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_an_interrupted_first_epoch_begins_again(data, tmp_path, monkeypatch, num_steps, engine):
+    """Its weights so far are `best.pt`; no row of the history, and no candidate once it is over."""
+    settings = {"epochs": 2, "batch_size": 4, "engine": engine}
+    trainer_for(data, tmp_path / "whole", **settings).run(progress=False)
+    broken = trainer_for(data, tmp_path / "broken", **settings)
+    interrupt_after(broken, num_steps, monkeypatch)
+    broken.run(progress=False)
+    assert broken.interrupted and broken.history == []
+    assert not (tmp_path / "broken" / "history.csv").exists()
+    so_far = [*checkpoint.load(tmp_path / "broken" / "best.pt").parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(so_far, broken.kept.parameters(), strict=True))
+    resumed = trainer_for(data, tmp_path / "broken", **settings)
+    moved = [not torch.equal(a, b) for a, b in zip(so_far, resumed.weights, strict=True)]
+    assert any(moved) == (num_steps > 0)
+    resumed.resume(tmp_path / "broken" / "last.pt")
+    again = checkpoint.load(tmp_path / "broken" / "best.pt").parameters()
+    assert all(torch.equal(a, b) for a, b in zip(so_far, again, strict=True))
+    resumed.run(progress=False)
+    assert_same_end(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_first_epoch_that_is_interrupted_while_it_is_judged_begins_again(
+    data, tmp_path, monkeypatch
+):
+    settings = {"epochs": 2, "batch_size": 4}
+    trainer_for(data, tmp_path / "whole", **settings).run(progress=False)
+    broken = trainer_for(data, tmp_path / "broken", **settings)
+    judged, calls = broken._judged, []
+
+    def interrupted():
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return judged()
+
+    monkeypatch.setattr(broken, "_judged", interrupted)
+    broken.run(progress=False)
+    assert len(calls) == 2 and broken.epoch == 0
+    resumed = trainer_for(data, tmp_path / "broken", **settings)
+    resumed.resume(tmp_path / "broken" / "last.pt")
+    resumed.run(progress=False)
+    assert_same_end(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.parametrize("save_every", [-1.0, 5.0])
+@pytest.mark.parametrize("n", range(1, 7))
+def test_files_that_an_interrupt_finds_half_written_are_written_whole(
+    data, tmp_path, monkeypatch, n, save_every
+):
+    """Of three epochs, last.pt and best.pt each, or of the first and the last one alone."""
+    monkeypatch.setattr("molnets.training.trainer.SAVE_EVERY", save_every)
+    trainer = trainer_for(data, tmp_path, epochs=3, batch_size=4)
+    save, names = trainer.save, []
+
+    def interrupted(state: dict, path: Path) -> None:
+        names.append(path.name)
+        if len(names) == n:
+            raise KeyboardInterrupt
+        save(state, path)
+
+    monkeypatch.setattr(trainer, "save", interrupted)
     trainer.run(progress=False)
-    assert checkpoint.load(tmp_path / "best.pt").cutoff == SIZES.cutoff
+    num_saves = 6 if save_every < 0 else 4
+    assert trainer.interrupted == (n <= num_saves)
+    last, best = (checkpoint.read(tmp_path / name) for name in ("last.pt", "best.pt"))
+    assert trainer.epoch == ((n + 1) // 2 if n < 3 or save_every < 0 else 3)
+    assert last["epoch"] == trainer.epoch and last["history"] == trainer.history
+    assert all(torch.equal(best["model"][name], x) for name, x in last["kept"].items())
+    with (tmp_path / "history.csv").open() as file:
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == [*range(1, trainer.epoch + 1)]
 
 
 def test_nan_stops_with_the_batch_named(data, tmp_path):
@@ -573,7 +657,7 @@ def test_splits_and_folders_that_do_not_do(data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"out: expected a folder, got .*file, which is a file"):
         trainer_for(data, tmp_path / "file")
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(ValueError, match=r"out: expected a folder, got .*run; .*file is a file"):
         trainer_for(data, tmp_path / "file" / "run")
 
 

@@ -6,8 +6,6 @@ from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
-from molnets.checks import expect
-
 CHECKPOINTS = ("last.pt", "best.pt")
 RESULTS = (*CHECKPOINTS, "history.csv", "metrics.json", "energy_parity.svg", "force_parity.svg",
            "learning_curve.svg")  # fmt: skip
@@ -31,8 +29,8 @@ def expect_folders(folders: list[Path], options: Namespace) -> list[Path]:
     Raises:
         FileExistsError: for a run that would be written over, or one that is none of those that
             are to go on: a committee in the folder of a single run, or the other way round.
+        FileNotFoundError: if nothing is there that could go on.
     """
-    expect(not options.out.is_file(), "out", "a folder", f"{options.out}, which is a file")
     places = [options.out, *sorted(options.out.glob("seed-*"))]
     runs = [x for x in places if any((x / name).exists() for name in CHECKPOINTS)]
     if runs and not (options.resume or options.overwrite):
@@ -42,6 +40,9 @@ def expect_folders(folders: list[Path], options: Namespace) -> list[Path]:
     if others and options.resume:
         expected = f"runs in {', '.join(map(str, folders))} alone to go on with"
         raise FileExistsError(f"out: expected {expected}, got one in {others[0]}")
+    if options.resume and not any((folder / "last.pt").exists() for folder in folders):
+        got = f"{options.out}, where no last.pt is"
+        raise FileNotFoundError(f"out: expected the folder of a run to go on with, got {got}")
     return [] if options.resume else [x for x in places if any((x / n).exists() for n in RESULTS)]
 
 

@@ -88,30 +88,36 @@ def run(options: Namespace) -> dict[str, Any]:
     _keep_memory()
     _expect_device(options.device)
     _join_processes(options.device)
+    with alone_in(options.out) if _is_first() else nullcontext():
+        metrics = _trained(options, settings, source)
+    if dist.is_initialized():
+        gc.collect()  # what shares gradients must go before the connections do
+        dist.barrier()
+        dist.destroy_process_group()
+    return metrics
+
+
+def _trained(options: Namespace, settings: Settings, source: Source) -> dict[str, Any]:
+    """Train one network, or a committee; return the metrics."""
     folders = folders_of(options.out, settings.seed, options.seeds)
     earlier = expect_folders(folders, options)
     data = read(options, source)
     parts = parts_of(options, data, settings.seed)
     settings, sizes = cooked(options, data, len(parts[0]), folders[0])
     metrics = []
-    with alone_in(options.out) if _is_first() else nullcontext():
-        for number, folder in enumerate(folders):
-            own = replace(settings, seed=settings.seed + number)
-            trainer = trainer_of(options, data, sizes, own, parts, folder)
-            if number == 0 and _is_first():  # what is asked for is right, as far as one can see
-                clear(earlier, folder)
-            found = _train(options, trainer, data, parts[2])
-            if not (trainer.interrupted and metrics):
-                metrics.append(found)
-            if trainer.interrupted:
-                _say(f"seed {own.seed} was cut short; --resume goes on")
-                break
+    for number, folder in enumerate(folders):
+        own = replace(settings, seed=settings.seed + number)
+        trainer = trainer_of(options, data, sizes, own, parts, folder)
+        if number == 0 and _is_first():  # what is asked for is right, as far as one can see
+            clear(earlier, folder)
+        found = _train(options, trainer, data, parts[2])
+        if not (trainer.interrupted and metrics):
+            metrics.append(found)
+        if trainer.interrupted:
+            _say(f"seed {own.seed} was cut short; --resume goes on")
+            break
     if len(metrics) > 1 and metrics[0]:
         metrics = [_spread(metrics, options.out)]
-    if dist.is_initialized():
-        gc.collect()  # what shares gradients must go before the connections do
-        dist.barrier()
-        dist.destroy_process_group()
     return metrics[0]
 
 
@@ -297,15 +303,24 @@ def report(trainer: Trainer, data: Dataset, test: Tensor) -> dict[str, Any]:
     shown = {"energy": errors.energy_mae, "force": errors.force_mae,
              "virial per atom": errors.virial_per_atom_mae}  # fmt: skip
     known = [f"{name} MAE {x:.4g}" for name, x in shown.items() if not math.isnan(x)]
-    kept = min(trainer.history, key=lambda row: row["validation"])
-    which = "the running average of the weights" if kept["averaged"] else "the weights themselves"
-    print(f"test: {', '.join(known)}; of {which} after epoch {kept['epoch']}; in {out}")
+    print(f"test: {', '.join(known)}; of {_which(trainer.history)}; in {out}")
     print(by_heart(trainer.history), end="")
     return metrics
 
 
+def _which(history: list[dict[str, Any]]) -> str:
+    """Return in words which weights are the best."""
+    if not history:
+        return "the weights in a first epoch that was cut short"
+    kept = min(history, key=lambda row: row["validation"])
+    which = "the running average of the weights" if kept["averaged"] else "the weights themselves"
+    return f"{which} after epoch {kept['epoch']}"
+
+
 def by_heart(history: list[dict[str, Any]]) -> str:
     """Return a line where validation got worse while training went on to get better, or nothing."""
+    if not history:
+        return ""
     best, last = min(history, key=lambda row: row["validation"]), history[-1]
     worse = last["validation"] > 1.1 * best["validation"] and last["loss"] < best["loss"]
     if not worse or last["epoch"] < 20 or best["epoch"] > last["epoch"] / 2:
@@ -317,8 +332,6 @@ def by_heart(history: list[dict[str, Any]]) -> str:
 
 def _draw(trainer: Trainer, data: Dataset, test: Tensor, found: tuple[Tensor, Tensor]) -> None:
     unit, per_length = trainer.potential.card.units()
-    epochs = [row for row in trainer.history if math.isfinite(row["loss"])]  # not: interrupted
-    history = {name: [row[name] for row in epochs] for name in trainer.history[0]}
     target, n = data.take(test, torch.float64), data.n_atoms[test].view(-1, 1)
     known = data.labels[test]
     parts = {
@@ -328,7 +341,9 @@ def _draw(trainer: Trainer, data: Dataset, test: Tensor, found: tuple[Tensor, Te
     names = {"energy_parity": ("energy per atom", unit), "force_parity": ("force", per_length)}
     figures = {name: parity_figure(right[rows], got[rows], *names[name])
                for name, (right, got, rows) in parts.items() if rows.any()}  # fmt: skip
+    epochs = [row for row in trainer.history if math.isfinite(row["loss"])]  # NaN: earlier versions
     if epochs:
+        history = {name: [row[name] for row in epochs] for name in epochs[0]}
         figures["learning_curve"] = learning_curve_figure(history)
     for name, figure in figures.items():
         write_whole(trainer.out / f"{name}.svg", figure.savefig)

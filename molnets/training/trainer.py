@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from molnets import checkpoint, networks
 from molnets.checks import expect, expect_not_negative, expect_positive, expect_size
-from molnets.files import remove_unfinished, write_csv
+from molnets.files import make_folder, remove_unfinished, write_csv
 from molnets.networks import Sizes
 from molnets.options import option
 from molnets.potential import NUM_ELEMENTS, Potential, fit_element_energies, sum_over_atoms
@@ -156,7 +156,7 @@ class Trainer:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.settings, self.out = settings, Path(out)
         self._check(len(train), len(validation), settings)
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         remove_unfinished(self.out)
         self.potential, self.data = potential, data
         self.train, self.validation = train, validation
@@ -197,14 +197,18 @@ class Trainer:
         expect(num_validation > 0, "validation", "at least one frame", "an empty split")
         expected = f"a multiple of the {self.world} processes"
         expect(size % self.world == 0, "batch_size", expected, size)
-        expect(not self.out.is_file(), "out", "a folder", f"{self.out}, which is a file")
 
     def run(self, progress: bool = True) -> None:
-        """Train until the epochs or the minutes are over; Ctrl-C ends early and saves."""
+        """Train until the epochs or the minutes are over; Ctrl-C ends early and saves.
+
+        The epoch that Ctrl-C cuts short begins again where training goes on. If it is the first,
+        `last.pt` holds the start, and `best.pt` the weights so far, which are to be judged anew.
+        """
         if self.settings.engine == "compiled":  # before the clock starts
             self.steps(self.train[: self.settings.batch_size // self.world], self.weights,
                        torch.zeros_like(self._flat))  # fmt: skip
         self._started = time.perf_counter()
+        start = {} if self.history else self._state(self.history)
         total = None if self.settings.minutes else self.settings.epochs
         bar = tqdm(total=total, initial=self.epoch, unit="epoch",
                    disable=not progress or self.rank > 0)  # fmt: skip
@@ -215,15 +219,18 @@ class Trainer:
                 row = self.history[-1]
                 shown = [x for x in ("loss", "energy_mae", "force_mae") if x in row]
                 bar.set_postfix({name: f"{row[name]:.3g}" for name in shown})
+            self._write_unsaved()
         except KeyboardInterrupt:
             self.interrupted = True
-            if not self.history:  # not even one epoch: keep what there is
-                self._keep(math.nan)
-            bar.write(f"interrupted in epoch {self.epoch}: the epochs before it are in {self.out}")
+            kept = "the epochs before it are"
+            if not self.history:
+                self._keep_unfinished(start)
+                kept = "it begins again with --resume; its weights so far are best.pt,"
+            bar.write(f"interrupted in epoch {self.epoch}: {kept} in {self.out}")
         finally:
-            self._write_unsaved()
-            self.seconds, self._started = self.seconds + self._elapsed(), None
             bar.close()
+            self.seconds, self._started = self.seconds + self._elapsed(), None
+            self._write_unsaved()  # from the first file on, if an interrupt came between them
 
     def _progress(self, step: int) -> float:
         if self.settings.minutes:
@@ -316,34 +323,43 @@ class Trainer:
         self._started = time.perf_counter()
         row = {"epoch": self.epoch, "seconds": self.seconds, "loss": loss, "validation": score,
                "averaged": int(name == "average")}  # fmt: skip
-        self.history.append(row | errors.known())
+        history = [*self.history, row | errors.known()]
         if self.rank == 0:
-            self._unsaved = self._state()
+            self._unsaved = self._state(history)
+        self.history = history  # last: whoever finds the epoch there finds its state too
 
-    def _state(self) -> dict[str, Any]:
-        """Return all that training can go on from, as it is now."""
+    def _keep_unfinished(self, start: dict[str, Any]) -> None:
+        """Keep the weights of a first epoch that was cut short as the best, beside the start."""
+        self.epoch = start["epoch"]
+        name = self._judged()[1]
+        self._best.copy_(self._average if name == "average" else self._flat)
+        if self.rank == 0:
+            self._unsaved = start | {"kept": checkpoint.copied(self.kept.state_dict())}
+
+    def _state(self, history: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return all that training can go on from, as it is now, with the rows of its epochs."""
         state = checkpoint.state_of(
             self.ema, settings=asdict(self.settings), raw=self.potential.state_dict(),
             kept=self.kept.state_dict(), optimizer=self.optimizer.state_dict(),
-            history=[*self.history], epoch=self.epoch, seconds=self.seconds, best=self.best,
+            history=history, epoch=self.epoch, seconds=self.seconds, best=self.best,
             since_best=self.since_best, ahead=self.ahead,
             train=self.train, validation=self.validation,
         )  # fmt: skip
-        return _cloned(state)
+        return checkpoint.copied(state)
 
     def _write_unsaved(self) -> None:
         """Write the last epoch that was finished: `last.pt`, and what follows from it."""
         if self._unsaved is None:
             return
-        state, self._unsaved = self._unsaved, None
-        self.save(state, self.out / "last.pt")
-        self._write_what_follows(state)
-        self._saved_at = time.perf_counter()
+        self.save(self._unsaved, self.out / "last.pt")
+        self._write_what_follows(self._unsaved)
+        self._unsaved, self._saved_at = None, time.perf_counter()
 
     def _write_what_follows(self, state: dict[str, Any]) -> None:
         best = {name: state[name] for name in ("format", "card", "dtype", "settings")}
         self.save(best | {"model": state["kept"]}, self.out / "best.pt")
-        write_csv(state["history"], self.out / "history.csv")
+        if state["history"]:
+            write_csv(state["history"], self.out / "history.csv")
 
     def save(self, state: dict[str, Any], path: Path) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -381,10 +397,3 @@ class Trainer:
         self.ahead = state.get("ahead", 0.0)  # earlier versions had none
         if self.rank == 0:
             self._write_what_follows(state)
-
-
-def _cloned(value: Any) -> Any:
-    """Return a value whose tensors, however deep in dictionaries, are copies."""
-    if isinstance(value, dict):
-        return {name: _cloned(x) for name, x in value.items()}
-    return value.clone() if isinstance(value, Tensor) else value
