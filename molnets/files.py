@@ -5,21 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None
+from filelock import FileLock, Timeout
 
 LOCK = ".molnets-lock"
 UNFINISHED = re.compile(r"\.molnets-([0-9]{1,9})-.+")  # written by a process of that number
-_locks: set[int] = set()  # descriptors of the locks that this process holds
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -63,84 +58,31 @@ def make_folder(path: Path) -> list[Path]:
 def alone_in(folder: Path) -> Iterator[None]:
     """Make a folder that no other process writes to in this way; leave none that is new and empty.
 
-    A locked file stands for this: the lock ends with its process, however that ends. Where files
-    cannot be locked, the file itself counts, also one that a killed process has left.
+    A locked file stands for this: the lock ends with its process, however that ends.
 
     Raises:
         FileExistsError: if another process writes there; the message names the file.
         ValueError, OSError: as `make_folder`, or where no file can be made.
     """
-    new = make_folder(folder)
-    path, owner = folder / LOCK, os.getpid()
-    descriptor = _opened(path)
-    _locks.add(descriptor)
+    new, path = make_folder(folder), folder / LOCK
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        got = f"{folder}, which another process writes to; if none runs, remove {path}"
+        raise FileExistsError(f"out: expected a folder of its own, got {got}") from None
+    except OSError as error:
+        got = f"{folder}: {error.strerror}"
+        raise type(error)(f"out: expected a folder that one can write to, got {got}") from error
     try:
         yield
     finally:
-        if os.getpid() == owner:  # and no child that was forked meanwhile
-            _locks.remove(descriptor)
-            _remove(path, descriptor)
-            with suppress(OSError):  # of one that is not empty
-                for place in new:
-                    place.rmdir()
-
-
-def _opened(path: Path) -> int:
-    """Return the descriptor of a file that is locked until it is closed, and says by whom."""
-    flags = os.O_RDWR | os.O_CREAT  # and closed where another program takes the process over
-    try:
-        descriptor, is_new = os.open(path, flags | os.O_EXCL, 0o666), True
-    except FileExistsError:
-        descriptor, is_new = os.open(path, flags, 0o666), False
-    except OSError as error:
-        got = f"{path.parent}: {error.strerror}"
-        raise type(error)(f"out: expected a folder that one can write to, got {got}") from error
-    try:
-        if not _lock(descriptor, is_new) or not _is_at(path, descriptor):
-            who = os.read(descriptor, 200).decode(errors="replace") or "another process"
-            got = f"{path.parent}, which {who} writes to; if it does not run, remove {path}"
-            raise FileExistsError(f"out: expected a folder of its own, got {got}")
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} of {platform.node()}".encode())
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _lock(descriptor: int, is_new: bool) -> bool:
-    """Lock a file; return whether it is ours: a new one is, where files cannot be locked."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (AttributeError, OSError):  # no fcntl; a file system without locks
-        return is_new
-    return True
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Return whether a file is still there: who had locked it before may have removed it since."""
-    return path.exists() and os.path.samestat(os.stat(path), os.fstat(descriptor))
-
-
-def _remove(path: Path, descriptor: int) -> None:
-    """Remove the file of a lock, then end the lock."""
-    if fcntl is None:  # Windows removes no file that is open
-        os.close(descriptor)
-    path.unlink(missing_ok=True)
-    if fcntl is not None:
-        os.close(descriptor)
-
-
-def _forget_locks() -> None:
-    """Close the locks of the parent in a forked child, which may outlive it."""
-    while _locks:
-        os.close(_locks.pop())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_locks)
+        with suppress(OSError):  # on Windows, which removes no file that is open
+            path.unlink()
+        lock.release()
+        with suppress(OSError):  # of one that is not empty
+            for place in new:
+                place.rmdir()
 
 
 def remove_unfinished(folder: Path) -> None:
