@@ -364,6 +364,20 @@ def test_trajectory_is_read_by_ase_with_all_that_belongs_to_it(trained, start, t
     assert np.abs(frames[0].positions - frames[1].positions).max() > 1e-3
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_units_that_are_assumed_are_said_in_one_line(trained, start, tmp_path, capsys, monkeypatch):
+    model = with_card(trained / "best.pt", tmp_path / "any.pt", energy_unit="unknown")
+    said = []
+    for path in (model, trained / "best.pt"):
+        command = ["md", str(path), str(start), "--steps=1", "--out", str(tmp_path / path.stem)]
+        monkeypatch.setattr(sys, "argv", ["molnets", *command])
+        main()
+        said.append([x for x in capsys.readouterr().err.splitlines() if x.startswith("molnets: ")])
+    assert [len(lines) for lines in said] == [1, 0]
+    assert "units are unknown: energies in eV are assumed" in said[0][0]
+    assert "--energy-unit" in said[0][0]
+
+
 def test_frames_are_those_of_their_steps(trained, start, tmp_path):
     each = simulate(trained, start, tmp_path / "a.extxyz", "--steps=9", "--every=1")
     some = simulate(trained, start, tmp_path / "b.extxyz", "--steps=9", "--every=4")
@@ -604,7 +618,7 @@ def test_options_are_those_of_the_network(toy, capsys, monkeypatch):
 def test_new_network_is_trained_tested_moved_and_loaded(toy, start, tmp_path, capsys):
     data, out = npz(tmp_path / "data.npz"), tmp_path / "run"
     metrics = run(["train", str(data), "--out", str(out), "--network=toy", "--strength=0.5",
-                   "--epochs=2", "--num-validation=4", "--num-test=4"])  # fmt: skip
+                   "--epochs=2", "--num-validation=4", "--num-test=4", *UNITS])  # fmt: skip
     assert metrics["network"] == "toy"
     assert metrics["sizes"] == {"cutoff": 2.5, "strength": 0.5}
     assert "the network is a Toy" in capsys.readouterr().err
@@ -612,13 +626,13 @@ def test_new_network_is_trained_tested_moved_and_loaded(toy, start, tmp_path, ca
     assert type(potential.network).__name__ == "Toy" and potential.cutoff == 2.5
     raw = checkpoint.read(out / "last.pt")["raw"]["network.weight"]
     assert 0 < abs(float(raw) - 0.5) < 0.1  # it was trained
-    results = run(["test", str(out / "best.pt"), str(data)])
+    results = run(["test", str(out / "best.pt"), str(data), *UNITS])
     assert results["all"]["frames"] == 24
     run(["info", str(out / "best.pt")])
     assert re.search("strength +0.5", capsys.readouterr().out)
     assert len(simulate(out, start, tmp_path / "a.extxyz", "--steps=3", "--every=1")) == 3
     with pytest.raises(ValueError, match=r"network: expected that of .*, toy, got schnet"):
-        run(["train", str(data), "--out", str(out), "--resume", *BRIEF])
+        run(["train", str(data), "--out", str(out), "--resume", *BRIEF, *UNITS])
 
 
 def test_network_that_is_not_known(tmp_path, capsys):

@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from molnets import __version__
@@ -45,12 +47,26 @@ def run(arguments: list[str]) -> Any:
 def main() -> None:
     """Run the command with the arguments of the process; what is wrong is said in one line."""
     try:
-        run(sys.argv[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = _own_in_one_line(warnings.showwarning)
+            run(sys.argv[1:])
     except (ArithmeticError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error  # its str is quoted
         sys.exit(f"molnets: {' '.join(str(text).split())}")
     except KeyboardInterrupt:
         sys.exit("molnets: interrupted")
+
+
+def _own_in_one_line(show_others: Callable[..., None]) -> Callable[..., None]:
+    """Return what shows a warning: one of this package in one line, others as they were shown."""
+
+    def show(message: Warning, category: type[Warning], *where: Any) -> None:
+        if category.__module__.startswith("molnets."):
+            print(f"molnets: {message}", file=sys.stderr)
+        else:
+            show_others(message, category, *where)
+
+    return show
 
 
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:
