@@ -314,6 +314,26 @@ def test_data_in_other_units_is_refused(trained, tmp_path):
     assert run(["test", str(path), data])["all"]["frames"] == 1
 
 
+def test_units_that_one_side_alone_knows_are_said_to_be_assumed(trained, tmp_path, capsys):
+    data, model = str(npz(tmp_path / "data.npz")), str(trained / "best.pt")
+    nothing = {"energy_unit": "unknown", "length_unit": "unknown"}
+    blank = str(with_card(trained / "best.pt", tmp_path / "blank.pt", **nothing))
+    half = str(with_card(trained / "best.pt", tmp_path / "half.pt", length_unit="unknown"))
+    both = "energies in eV and lengths in Å"
+    for path, flags, said in (
+        (model, [], [f"the file's units are unknown: {both}, the model's, are assumed; --energy"]),
+        (blank, UNITS, [f"the model's units are unknown: {both}, the file's, are assumed; train"]),
+        (half, [], ["the file's units are unknown: energies in eV, the model's, are assumed; --"]),
+        (half, UNITS, ["the model's units are unknown: lengths in Å, the file's, are assumed; t"]),
+        (model, UNITS, []),
+        (blank, [], []),
+    ):
+        run(["test", path, data, *flags])
+        lines = [line for line in capsys.readouterr().out.splitlines() if "unknown" in line]
+        assert [line[: len(text)] for line, text in zip(lines, said, strict=True)] == said
+        assert all("--energy-unit and --length-unit say" in line for line in lines)
+
+
 def test_table():
     text = table(("name", "count", "x"), [("one", "1", "0.25"), ("twenty", "20", "3")])
     lines = ["name    count     x", "one         1  0.25", "twenty     20     3"]

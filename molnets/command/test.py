@@ -11,7 +11,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from molnets import checkpoint
-from molnets.checkpoint import UNKNOWN
+from molnets.checkpoint import UNKNOWN, Card
 from molnets.checks import expect, expect_elements
 from molnets.command.table import table
 from molnets.files import write_json
@@ -47,14 +47,38 @@ def run(options: Namespace) -> dict[str, Any]:
     data = load(*options.data, source=chosen(options, Source))
     card = potential.card
     expect_elements(card, data.z.tolist(), "data")
-    theirs, ours = (card.energy_unit, card.length_unit), (data.energy_unit, data.length_unit)
-    for name, expected, got in zip(("energies", "lengths"), theirs, ours, strict=True):
-        expect(UNKNOWN in (expected, got) or expected == got, "data", f"{name} in {expected}", got)
+    assumed = _assumed(card, data)
     energy, force = (unit or "the data's units" for unit in card.units())
-    print(f"energies in {energy}, forces in {force}")
+    print(f"energies in {energy}, forces in {force}", *assumed, sep="\n")
+    results = {name: _errors(potential, data, frames) for name, frames in _splits(data).items()}
     if card.fingerprint == data.fingerprint():
         print("this is the file that the network was trained on; see its split")
-    results = {name: _errors(potential, data, frames) for name, frames in _splits(data).items()}
+    _print(results)
+    if options.json:
+        write_json(results, options.json)
+    return results
+
+
+def _assumed(card: Card, data: Dataset) -> list[str]:
+    """Expect data in the units of the model; return what is assumed where one side has none."""
+    model, file = (card.energy_unit, card.length_unit), (data.energy_unit, data.length_unit)
+    names, lines = ("energies", "lengths"), []
+    for name, expected, got in zip(names, model, file, strict=True):
+        expect(UNKNOWN in (expected, got) or expected == got, "data", f"{name} in {expected}", got)
+    for side, own, other, units, verb in (
+        ("file", file, "model", model, "--energy-unit and --length-unit say"),
+        ("model", model, "file", file, "training with --energy-unit and --length-unit says"),
+    ):
+        taken = [f"{name} in {unit}" for name, mine, unit in zip(names, own, units, strict=True)
+                 if mine == UNKNOWN != unit]  # fmt: skip
+        if taken:
+            lines.append(f"the {side}'s units are unknown: {' and '.join(taken)}, the {other}'s, "
+                         f"are assumed; {verb} which they are")  # fmt: skip
+    return lines
+
+
+def _print(results: dict[str, dict[str, Any]]) -> None:
+    """Print the errors of each row, and those of the elements."""
     head = ["split", "frames", "energy MAE", "RMSE", "per atom MAE", "force MAE", "RMSE"]
     keys = ["energy_mae", "energy_rmse", "energy_per_atom_mae", "force_mae", "force_rmse"]
     if any("virial_per_atom_mae" in r for r in results.values()):
@@ -67,9 +91,6 @@ def run(options: Namespace) -> dict[str, Any]:
     rows = [(f"{name}, {symbol}", str(own["atoms"]), f"{own['force_mae']:.4g}",
              f"{own['force_rmse']:.4g}") for name, symbol, own in elements]  # fmt: skip
     print("", table(("split, element", "atoms", "force MAE", "RMSE"), rows), sep="\n")
-    if options.json:
-        write_json(results, options.json)
-    return results
 
 
 def _splits(data: Dataset) -> dict[str, Tensor]:
