@@ -266,7 +266,7 @@ def test_errors_of_each_split_and_element_are_those_of_numpy(trained, tmp_path, 
                    "--json", str(path)])  # fmt: skip
     text = capsys.readouterr().out
     assert "energies in eV, forces in eV/Å" in text
-    assert "the file that the network was trained on" in text
+    assert "the file that the network was trained on; rows are its own split" in text
     assert json.loads(path.read_text()) == results
     rows, potential = rows_of(text), checkpoint.load(trained / "best.pt")
     with np.load(trained / "data.npz") as file:
@@ -295,6 +295,29 @@ def test_file_without_splits_is_tested_as_a_whole(trained, tmp_path, capsys):
     assert list(results) == ["all"] and results["all"]["frames"] == 24
     assert [name for name in rows_of(text) if name.startswith("all")] == ["all", "all, H", "all, C"]
     assert "trained on" not in text  # other frames
+
+
+def test_training_frames_have_rows_of_their_own_where_the_run_says_which_they_are(tmp_path, capsys):
+    data, out, lone = npz(tmp_path / "data.npz"), tmp_path / "run", tmp_path / "lone.pt"
+    metrics = run(["train", str(data), "--out", str(out), *BRIEF, *UNITS])
+    lone.write_bytes((out / "best.pt").read_bytes())
+    capsys.readouterr()
+    for name in ("best.pt", "last.pt"):
+        results = run(["test", str(out / name), str(data), *UNITS])
+        assert "trained on; rows are those of the run, unseen are" in capsys.readouterr().out
+        numbers = {name: row["frames"] for name, row in results.items()}
+        assert numbers == {"train": 16, "validation": 4, "unseen": 4}
+        if name == "best.pt":
+            assert results["unseen"]["force_mae"] == pytest.approx(metrics["test_force_mae"])
+            assert results["train"]["force_mae"] != results["unseen"]["force_mae"]  # control
+    results = run(["test", str(lone), str(data), *UNITS])
+    assert list(results) == ["all"] and results["all"]["frames"] == 24
+    assert "trained on; training frames are among all, and only last.pt" in capsys.readouterr().out
+    (tmp_path / "last.pt").write_text("of something else")
+    assert list(run(["test", str(lone), str(data), *UNITS])) == ["all"]
+    run(["train", str(data), "--out", str(tmp_path / "other"), *BRIEF, *UNITS, "--seed=1"])
+    (tmp_path / "last.pt").write_bytes((tmp_path / "other" / "last.pt").read_bytes())
+    assert list(run(["test", str(lone), str(data), *UNITS])) == ["all"]  # beside another run's
 
 
 def test_data_in_other_units_is_refused(trained, tmp_path):
@@ -767,6 +790,8 @@ WRONG = [
     ([*TRAIN, "--lr=1e15"], r"lr: expected a positive finite number"),
     (["test", "{nothing.pt}", "{data}"], r"path: expected a checkpoint, got .*nothing\.pt, where"),
     (["test", "{best}", "{nothing.pt}"], r"path: expected a data file, got .*nothing\.pt"),
+    (["test", "{nothing.pt}", "{data}", "--json=no/a.json"], r"json: .*there, got no/a\.json"),
+    (["test", "{nothing.pt}", "{data}", "--json=."], r"json: expected a file in a folder .*, got "),
     (["test", "{best}", "{oxygen}"], r"data: .*training, \['H', 'C'\], got \['O', 'F'\]$"),
     (["info", "{nothing.pt}"], r"path: expected a checkpoint, got .*nothing\.pt, where no file is"),
     (["info", "{text.pt}"], r"path: expected a checkpoint of plain tensors, got .*text\.pt"),
