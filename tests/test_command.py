@@ -500,6 +500,30 @@ def test_velocities_of_the_start_are_kept(trained, start, tmp_path):
     assert np.abs(drawn.get_momenta().sum(axis=0)).max() < 1e-6  # it does not drift away
 
 
+@pytest.mark.parametrize("name", ["velocities", "vel", "Velocity"])
+def test_velocities_whose_unit_is_not_known_are_refused(trained, start, tmp_path, name):
+    atoms, out = ase.io.read(start), tmp_path / "a.extxyz"
+    atoms.set_array(name, np.full((7, 3), 0.01))
+    ase.io.write(tmp_path / "moving.extxyz", atoms)
+    with pytest.raises(ValueError, match=f"start: expected .*`momenta`.* got a column {name}, wh"):
+        run(["md", str(trained / "best.pt"), str(tmp_path / "moving.extxyz"), "--out", str(out)])
+    assert not out.exists()
+    atoms.arrays[name][:] = 0  # in any unit
+    ase.io.write(tmp_path / "resting.extxyz", atoms)
+    simulate(trained, tmp_path / "resting.extxyz", out, "--steps=1")
+
+
+def test_velocities_beside_momenta_are_those_of_the_momenta(trained, start, tmp_path):
+    atoms = ase.io.read(start)
+    atoms.set_array("velocities", np.ones((7, 3)))
+    velocities = 0.01 * np.random.default_rng(0).normal(size=(7, 3))
+    atoms.set_velocities(velocities)
+    ase.io.write(tmp_path / "both.extxyz", atoms)
+    flags = ["--ensemble=nve", "--steps=1", "--timestep=0.001"]
+    kept = simulate(trained, tmp_path / "both.extxyz", tmp_path / "a.extxyz", *flags)[-1]
+    np.testing.assert_allclose(kept.get_velocities(), velocities, atol=1e-3)
+
+
 def test_drawn_velocities_have_the_temperature(trained, tmp_path):
     sites = 2.2 * np.stack(np.meshgrid(*3 * [np.arange(7.0)]), axis=-1).reshape(-1, 3)
     ase.io.write(tmp_path / "far.extxyz", ase.Atoms("H172C171", sites))  # none sees another
@@ -564,6 +588,16 @@ def test_last_frame_of_the_start_is_where_it_starts(trained, start, tmp_path):
     ase.io.write(tmp_path / "two.extxyz", [ase.io.read(start), moved])
     flags = ["--ensemble=nve", "--steps=1", "--timestep=0.001"]
     frames = simulate(trained, tmp_path / "two.extxyz", tmp_path / "a.extxyz", *flags)
+    np.testing.assert_allclose(frames[0].positions, moved.positions, atol=1e-3)
+
+
+def test_at_sign_in_the_name_of_the_start_is_part_of_it(trained, start, tmp_path):
+    moved, name = ase.io.read(start), tmp_path / "start.extxyz@moved.extxyz"
+    moved.positions += 1.0
+    with open(name, "w") as file:
+        ase.io.write(file, moved, format="extxyz")
+    flags = ["--ensemble=nve", "--steps=1", "--timestep=0.001"]
+    frames = simulate(trained, name, tmp_path / "a.extxyz", *flags)
     np.testing.assert_allclose(frames[0].positions, moved.positions, atol=1e-3)
 
 
