@@ -784,6 +784,7 @@ def spoil(trained: Path, tmp_path: Path) -> dict[str, Path]:
     files["unit"] = npz(tmp_path / "unit.npz", E=23 * source["E"])
     files["no F"] = tmp_path / "f.npz"
     np.savez(files["no F"], R=source["R"], E=source["E"], z=source["z"])
+    files["idle"] = npz(tmp_path / "idle.npz", weights=np.zeros(24))
     files["oxygen"] = npz(tmp_path / "oxygen.npz", z=np.array([8, 6, 1, 6, 1, 9, 1]))
     for unit in ("kcal/mol", "hartree", "ε"):
         path = tmp_path / f"{unit[:2]}.pt"
@@ -796,6 +797,8 @@ def spoil(trained: Path, tmp_path: Path) -> dict[str, Path]:
     files["start"] = tmp_path / "start.xyz"
     ase.io.write(files["start"], ase.Atoms(source["z"], source["R"][0]))
     files["out"] = tmp_path / "out"
+    files["folder"] = tmp_path / "folder.extxyz"
+    files["folder"].mkdir()
     return files
 
 
@@ -803,6 +806,10 @@ TRAIN = ["train", "{data}", "--out", "{out}", *BRIEF]
 MD = ["md", "{best}", "{start}", "--out", "{out}"]
 WRONG = [
     (["train", "{nothing.pt}", "--out", "{out}"], r"path: expected a data file, got .*nothing\.pt"),
+    (["train", "{folder}", "--out", "{out}"], r"path: .* a data file, got .*, which is a folder$"),
+    (["test", "{folder}", "{data}"], r"path: expected a checkpoint, got .*, which is a folder$"),
+    (["md", "{best}", "{folder}", "--out", "{out}"], r"start: .* got .*, which is a folder$"),
+    (["train", "{idle}", "--out", "{out}", *BRIEF], r"weights: .*above 0, .*, got 16 of weight 0$"),
     (["train", "{a.txt}", "--out", "{out}"], r"path: expected a file that ASE reads, .*a\.txt"),
     (["train", "{text.pt}", "--out", "{out}"], r"path: expected plain tensors in .*text\.pt"),
     (["train", "{no F}", "--out={out}", "--forces-key=F"], r"--forces-key: .*of \['E', .*got 'F'"),

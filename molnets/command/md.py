@@ -16,7 +16,7 @@ from ase.md.md import MolecularDynamics
 from ase.md.verlet import VelocityVerlet
 from tqdm import tqdm
 
-from molnets.checks import expect, expect_not_negative, expect_positive, expect_size
+from molnets.checks import expect, expect_not_negative, expect_positive, expect_size, no_file
 from molnets.coupling.ase import ModelCalculator
 from molnets.dynamics import maxwell_boltzmann, remove_drift
 from molnets.options import add_options, chosen, option
@@ -99,7 +99,7 @@ def read(name: str, path: str) -> Atoms:
     Raises:
         ValueError: if there is no such file, or ASE does not read it.
     """
-    expect(Path(path).is_file(), name, "a file of atoms", f"{path}, where no file is")
+    expect(Path(path).is_file(), name, "a file of atoms", no_file(path))
     try:
         return ase.io.read(path, do_not_split_by_at_sign=True)
     except Exception as error:  # each format has its own

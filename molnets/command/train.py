@@ -185,6 +185,9 @@ def parts_of(options: Namespace, data: Dataset, seed: int) -> tuple[Tensor, Tens
     """Return training, validation and test frames: the same for all of a committee."""
     numbers = options.num_train, options.num_validation, options.num_test
     train, validation, test = split(data, *numbers, seed)
+    counts = bool((data.weights[train] > 0).any())
+    expected = "a training frame of a weight above 0, which counts in the loss"
+    expect(counts, "weights", expected, f"{len(train)} of weight 0")
     new = set(data.z[data.atoms_of(torch.cat([validation, test]))].tolist())
     new -= set(data.z[data.atoms_of(train[data.weights[train] > 0])].tolist())
     expected = "elements that a training frame has, in validation and test frames"

@@ -67,7 +67,11 @@ def _frames_of(path: Path) -> list[Atoms]:
     from ase.io import read
 
     try:
-        frames = _rows_of(path) if path.suffix == ".db" else read(path, index=":")
+        frames = (
+            _rows_of(path)
+            if path.suffix == ".db"
+            else read(path, ":", do_not_split_by_at_sign=True)
+        )
     except Exception as error:  # each format has its own
         got = f"{type(error).__name__} {error}"
         raise ValueError(f"path: expected a file that ASE reads, {path}, got {got}") from error
