@@ -213,6 +213,24 @@ def test_interrupted_command_is_tested_and_can_be_resumed(tmp_path, monkeypatch)
     assert [row["epoch"] for row in two["history"]] == [1, 2, 3]
 
 
+def test_run_that_goes_on_keeps_its_data_and_its_split(tmp_path):
+    data, out = npz(tmp_path / "data.npz"), tmp_path / "run"
+    other = npz(tmp_path / "other.npz", R=arrays()["R"] + 1.0)
+    flags = ["--out", str(out), *BRIEF, "--num-train=14"]
+    run(["train", str(data), *flags])
+    split = r"num_train, num_validation, num_test: expected 14 frames to train on and 4 for valid"
+    for path, more, message in (
+        (data, ["--num-train=13"], f"{split}.* got 13 and 4$"),
+        (data, ["--num-test=3"], f"{split}.* got as many, but others$"),
+        (other, [], "data: expected the frames of .*, got others$"),
+        (other, ["--num-train=13"], "data: expected the frames of .*, got others$"),
+        (data, ["--seed=1"], "seed: expected that of .*, 0, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(["train", str(path), *flags, *more, "--resume"])
+    assert run(["train", str(data), *flags, "--resume"])["epochs"] == 2  # control
+
+
 def test_command_interrupted_at_once_is_tested_all_the_same(tmp_path, monkeypatch):
     data, out = npz(tmp_path / "data.npz"), tmp_path / "run"
     interrupt_after(0, monkeypatch)
