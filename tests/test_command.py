@@ -939,6 +939,25 @@ def test_exit_status_and_standard_error(tmp_path):
     assert done.stderr.splitlines() == [expected]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes are others")
+@pytest.mark.parametrize(
+    "last, unbuffered", [("{best}", ""), ("{best}", "1"), ("{data}", ""), ("--help", "")]
+)
+def test_output_that_nobody_reads_ends_without_a_word(trained, last, unbuffered):
+    """Other errors are said all the same."""
+    last = last.format(best=trained / "best.pt", data=trained / "data.npz")
+    command = [sys.executable, "-m", "molnets", "info", last]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
+    os.close(writer)
+    if last.endswith(".npz"):
+        assert done.returncode == 1 and b"path: expected a checkpoint" in done.stderr
+    else:
+        assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_an_earlier_run_is_not_overwritten(tmp_path):
     data, out = tmp_path / "data.npz", tmp_path / "run"
     np.savez(data, **arrays())
