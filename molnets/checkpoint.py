@@ -16,7 +16,7 @@ import torch
 from ase.data import chemical_symbols
 
 from molnets import networks
-from molnets.checks import expect
+from molnets.checks import expect, no_file
 from molnets.files import write_whole
 from molnets.potential import Potential
 
@@ -117,7 +117,7 @@ def read(path: str | Path) -> dict[str, Any]:
         ValueError: if the file needs more than plain tensors, or is no checkpoint.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"path: expected a checkpoint, got {path}, where no file is")
+        raise FileNotFoundError(f"path: expected a checkpoint, got {no_file(path)}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whose text is long, and says how to run the code all the same

@@ -8,7 +8,9 @@ came.
 from __future__ import annotations
 
 import numbers
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,11 +47,17 @@ __all__ = [
     "expect_size",
     "expect_sizes",
     "expect_tensor",
+    "no_file",
     "sample_sizes",
     "spread_atomic_numbers",
 ]
 
 FLATTEST = 1e-6  # a cell that is flatter than this, smallest to largest singular value, is singular
+
+
+def no_file(path: str | os.PathLike) -> str:
+    """Return what stands where a file was expected."""
+    return f"{path}, which is a folder" if Path(path).is_dir() else f"{path}, where no file is"
 
 
 def expect_not_negative(name: str, value: float) -> None:

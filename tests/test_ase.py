@@ -342,10 +342,28 @@ def test_units_that_are_not_those_of_ase_are_an_error(energy_unit, length_unit, 
 
 @pytest.mark.parametrize("length_unit", ["Å", "Angstrom", "angstrom", "unknown"])
 @pytest.mark.parametrize("energy_unit", ["eV", "unknown"])
+@pytest.mark.filterwarnings("ignore::molnets.coupling.driven.UnknownUnits")
 def test_units_of_ase_and_unknown_ones_are_taken_as_they_are(energy_unit, length_unit):
     given = with_card(PairNetwork(2.5), energy_unit=energy_unit, length_unit=length_unit)
     expected = energy(sheared_silicon(), given.network)
     assert energy(sheared_silicon(), given) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "energy_unit, length_unit, assumed",
+    [
+        ("unknown", "unknown", "energies in eV and lengths in Å"),
+        ("unknown", "Å", "energies in eV"),
+        ("eV", "unknown", "lengths in Å"),
+    ],
+)
+def test_units_that_a_card_does_not_know_are_said_to_be_assumed(energy_unit, length_unit, assumed):
+    given = with_card(PairNetwork(2.5), energy_unit=energy_unit, length_unit=length_unit)
+    with pytest.warns(UserWarning, match=f"units are unknown: {assumed} are assumed; ") as said:
+        ModelCalculator(given)
+    assert [warning.filename for warning in said] == [__file__]  # once, where it was made
+    ModelCalculator(with_card(PairNetwork(2.5), energy_unit="eV", length_unit="Å"))  # controls:
+    ModelCalculator(PairNetwork(2.5))  # warnings are errors here
 
 
 def test_what_is_no_network_is_an_error(model):

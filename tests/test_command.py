@@ -213,6 +213,24 @@ def test_interrupted_command_is_tested_and_can_be_resumed(tmp_path, monkeypatch)
     assert [row["epoch"] for row in two["history"]] == [1, 2, 3]
 
 
+def test_run_that_goes_on_keeps_its_data_and_its_split(tmp_path):
+    data, out = npz(tmp_path / "data.npz"), tmp_path / "run"
+    other = npz(tmp_path / "other.npz", R=arrays()["R"] + 1.0)
+    flags = ["--out", str(out), *BRIEF, "--num-train=14"]
+    run(["train", str(data), *flags])
+    split = r"num_train, num_validation, num_test: expected 14 frames to train on and 4 for valid"
+    for path, more, message in (
+        (data, ["--num-train=13"], f"{split}.* got 13 and 4$"),
+        (data, ["--num-test=3"], f"{split}.* got as many, but others$"),
+        (other, [], "data: expected the frames of .*, got others$"),
+        (other, ["--num-train=13"], "data: expected the frames of .*, got others$"),
+        (data, ["--seed=1"], "seed: expected that of .*, 0, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(["train", str(path), *flags, *more, "--resume"])
+    assert run(["train", str(data), *flags, "--resume"])["epochs"] == 2  # control
+
+
 def test_command_interrupted_at_once_is_tested_all_the_same(tmp_path, monkeypatch):
     data, out = npz(tmp_path / "data.npz"), tmp_path / "run"
     interrupt_after(0, monkeypatch)
@@ -266,7 +284,7 @@ def test_errors_of_each_split_and_element_are_those_of_numpy(trained, tmp_path, 
                    "--json", str(path)])  # fmt: skip
     text = capsys.readouterr().out
     assert "energies in eV, forces in eV/Å" in text
-    assert "the file that the network was trained on" in text
+    assert "the file that the network was trained on; rows are its own split" in text
     assert json.loads(path.read_text()) == results
     rows, potential = rows_of(text), checkpoint.load(trained / "best.pt")
     with np.load(trained / "data.npz") as file:
@@ -297,6 +315,29 @@ def test_file_without_splits_is_tested_as_a_whole(trained, tmp_path, capsys):
     assert "trained on" not in text  # other frames
 
 
+def test_training_frames_have_rows_of_their_own_where_the_run_says_which_they_are(tmp_path, capsys):
+    data, out, lone = npz(tmp_path / "data.npz"), tmp_path / "run", tmp_path / "lone.pt"
+    metrics = run(["train", str(data), "--out", str(out), *BRIEF, *UNITS])
+    lone.write_bytes((out / "best.pt").read_bytes())
+    capsys.readouterr()
+    for name in ("best.pt", "last.pt"):
+        results = run(["test", str(out / name), str(data), *UNITS])
+        assert "trained on; rows are those of the run, unseen are" in capsys.readouterr().out
+        numbers = {name: row["frames"] for name, row in results.items()}
+        assert numbers == {"train": 16, "validation": 4, "unseen": 4}
+        if name == "best.pt":
+            assert results["unseen"]["force_mae"] == pytest.approx(metrics["test_force_mae"])
+            assert results["train"]["force_mae"] != results["unseen"]["force_mae"]  # control
+    results = run(["test", str(lone), str(data), *UNITS])
+    assert list(results) == ["all"] and results["all"]["frames"] == 24
+    assert "trained on; training frames are among all, and only last.pt" in capsys.readouterr().out
+    (tmp_path / "last.pt").write_text("of something else")
+    assert list(run(["test", str(lone), str(data), *UNITS])) == ["all"]
+    run(["train", str(data), "--out", str(tmp_path / "other"), *BRIEF, *UNITS, "--seed=1"])
+    (tmp_path / "last.pt").write_bytes((tmp_path / "other" / "last.pt").read_bytes())
+    assert list(run(["test", str(lone), str(data), *UNITS])) == ["all"]  # beside another run's
+
+
 def test_data_in_other_units_is_refused(trained, tmp_path):
     source = arrays()
     atoms = ase.Atoms(source["z"], source["R"][0])
@@ -312,6 +353,26 @@ def test_data_in_other_units_is_refused(trained, tmp_path):
         run(["test", str(path), data])
     path = with_card(trained / "best.pt", tmp_path / "any.pt", energy_unit="unknown")
     assert run(["test", str(path), data])["all"]["frames"] == 1
+
+
+def test_units_that_one_side_alone_knows_are_said_to_be_assumed(trained, tmp_path, capsys):
+    data, model = str(npz(tmp_path / "data.npz")), str(trained / "best.pt")
+    nothing = {"energy_unit": "unknown", "length_unit": "unknown"}
+    blank = str(with_card(trained / "best.pt", tmp_path / "blank.pt", **nothing))
+    half = str(with_card(trained / "best.pt", tmp_path / "half.pt", length_unit="unknown"))
+    both = "energies in eV and lengths in Å"
+    for path, flags, said in (
+        (model, [], [f"the file's units are unknown: {both}, the model's, are assumed; --energy"]),
+        (blank, UNITS, [f"the model's units are unknown: {both}, the file's, are assumed; train"]),
+        (half, [], ["the file's units are unknown: energies in eV, the model's, are assumed; --"]),
+        (half, UNITS, ["the model's units are unknown: lengths in Å, the file's, are assumed; t"]),
+        (model, UNITS, []),
+        (blank, [], []),
+    ):
+        run(["test", path, data, *flags])
+        lines = [line for line in capsys.readouterr().out.splitlines() if "unknown" in line]
+        assert [line[: len(text)] for line, text in zip(lines, said, strict=True)] == said
+        assert all("--energy-unit and --length-unit say" in line for line in lines)
 
 
 def test_table():
@@ -362,6 +423,20 @@ def test_trajectory_is_read_by_ase_with_all_that_belongs_to_it(trained, start, t
         np.testing.assert_allclose(forces, calculator.get_forces(atoms), atol=1e-5)
         assert np.abs(atoms.get_momenta()).max() > 1e-2
     assert np.abs(frames[0].positions - frames[1].positions).max() > 1e-3
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_units_that_are_assumed_are_said_in_one_line(trained, start, tmp_path, capsys, monkeypatch):
+    model = with_card(trained / "best.pt", tmp_path / "any.pt", energy_unit="unknown")
+    said = []
+    for path in (model, trained / "best.pt"):
+        command = ["md", str(path), str(start), "--steps=1", "--out", str(tmp_path / path.stem)]
+        monkeypatch.setattr(sys, "argv", ["molnets", *command])
+        main()
+        said.append([x for x in capsys.readouterr().err.splitlines() if x.startswith("molnets: ")])
+    assert [len(lines) for lines in said] == [1, 0]
+    assert "units are unknown: energies in eV are assumed" in said[0][0]
+    assert "--energy-unit" in said[0][0]
 
 
 def test_frames_are_those_of_their_steps(trained, start, tmp_path):
@@ -443,6 +518,30 @@ def test_velocities_of_the_start_are_kept(trained, start, tmp_path):
     assert np.abs(drawn.get_momenta().sum(axis=0)).max() < 1e-6  # it does not drift away
 
 
+@pytest.mark.parametrize("name", ["velocities", "vel", "Velocity"])
+def test_velocities_whose_unit_is_not_known_are_refused(trained, start, tmp_path, name):
+    atoms, out = ase.io.read(start), tmp_path / "a.extxyz"
+    atoms.set_array(name, np.full((7, 3), 0.01))
+    ase.io.write(tmp_path / "moving.extxyz", atoms)
+    with pytest.raises(ValueError, match=f"start: expected .*`momenta`.* got a column {name}, wh"):
+        run(["md", str(trained / "best.pt"), str(tmp_path / "moving.extxyz"), "--out", str(out)])
+    assert not out.exists()
+    atoms.arrays[name][:] = 0  # in any unit
+    ase.io.write(tmp_path / "resting.extxyz", atoms)
+    simulate(trained, tmp_path / "resting.extxyz", out, "--steps=1")
+
+
+def test_velocities_beside_momenta_are_those_of_the_momenta(trained, start, tmp_path):
+    atoms = ase.io.read(start)
+    atoms.set_array("velocities", np.ones((7, 3)))
+    velocities = 0.01 * np.random.default_rng(0).normal(size=(7, 3))
+    atoms.set_velocities(velocities)
+    ase.io.write(tmp_path / "both.extxyz", atoms)
+    flags = ["--ensemble=nve", "--steps=1", "--timestep=0.001"]
+    kept = simulate(trained, tmp_path / "both.extxyz", tmp_path / "a.extxyz", *flags)[-1]
+    np.testing.assert_allclose(kept.get_velocities(), velocities, atol=1e-3)
+
+
 def test_drawn_velocities_have_the_temperature(trained, tmp_path):
     sites = 2.2 * np.stack(np.meshgrid(*3 * [np.arange(7.0)]), axis=-1).reshape(-1, 3)
     ase.io.write(tmp_path / "far.extxyz", ase.Atoms("H172C171", sites))  # none sees another
@@ -507,6 +606,16 @@ def test_last_frame_of_the_start_is_where_it_starts(trained, start, tmp_path):
     ase.io.write(tmp_path / "two.extxyz", [ase.io.read(start), moved])
     flags = ["--ensemble=nve", "--steps=1", "--timestep=0.001"]
     frames = simulate(trained, tmp_path / "two.extxyz", tmp_path / "a.extxyz", *flags)
+    np.testing.assert_allclose(frames[0].positions, moved.positions, atol=1e-3)
+
+
+def test_at_sign_in_the_name_of_the_start_is_part_of_it(trained, start, tmp_path):
+    moved, name = ase.io.read(start), tmp_path / "start.extxyz@moved.extxyz"
+    moved.positions += 1.0
+    with open(name, "w") as file:
+        ase.io.write(file, moved, format="extxyz")
+    flags = ["--ensemble=nve", "--steps=1", "--timestep=0.001"]
+    frames = simulate(trained, name, tmp_path / "a.extxyz", *flags)
     np.testing.assert_allclose(frames[0].positions, moved.positions, atol=1e-3)
 
 
@@ -604,7 +713,7 @@ def test_options_are_those_of_the_network(toy, capsys, monkeypatch):
 def test_new_network_is_trained_tested_moved_and_loaded(toy, start, tmp_path, capsys):
     data, out = npz(tmp_path / "data.npz"), tmp_path / "run"
     metrics = run(["train", str(data), "--out", str(out), "--network=toy", "--strength=0.5",
-                   "--epochs=2", "--num-validation=4", "--num-test=4"])  # fmt: skip
+                   "--epochs=2", "--num-validation=4", "--num-test=4", *UNITS])  # fmt: skip
     assert metrics["network"] == "toy"
     assert metrics["sizes"] == {"cutoff": 2.5, "strength": 0.5}
     assert "the network is a Toy" in capsys.readouterr().err
@@ -612,13 +721,13 @@ def test_new_network_is_trained_tested_moved_and_loaded(toy, start, tmp_path, ca
     assert type(potential.network).__name__ == "Toy" and potential.cutoff == 2.5
     raw = checkpoint.read(out / "last.pt")["raw"]["network.weight"]
     assert 0 < abs(float(raw) - 0.5) < 0.1  # it was trained
-    results = run(["test", str(out / "best.pt"), str(data)])
+    results = run(["test", str(out / "best.pt"), str(data), *UNITS])
     assert results["all"]["frames"] == 24
     run(["info", str(out / "best.pt")])
     assert re.search("strength +0.5", capsys.readouterr().out)
     assert len(simulate(out, start, tmp_path / "a.extxyz", "--steps=3", "--every=1")) == 3
     with pytest.raises(ValueError, match=r"network: expected that of .*, toy, got schnet"):
-        run(["train", str(data), "--out", str(out), "--resume", *BRIEF])
+        run(["train", str(data), "--out", str(out), "--resume", *BRIEF, *UNITS])
 
 
 def test_network_that_is_not_known(tmp_path, capsys):
@@ -693,6 +802,7 @@ def spoil(trained: Path, tmp_path: Path) -> dict[str, Path]:
     files["unit"] = npz(tmp_path / "unit.npz", E=23 * source["E"])
     files["no F"] = tmp_path / "f.npz"
     np.savez(files["no F"], R=source["R"], E=source["E"], z=source["z"])
+    files["idle"] = npz(tmp_path / "idle.npz", weights=np.zeros(24))
     files["oxygen"] = npz(tmp_path / "oxygen.npz", z=np.array([8, 6, 1, 6, 1, 9, 1]))
     for unit in ("kcal/mol", "hartree", "ε"):
         path = tmp_path / f"{unit[:2]}.pt"
@@ -705,6 +815,8 @@ def spoil(trained: Path, tmp_path: Path) -> dict[str, Path]:
     files["start"] = tmp_path / "start.xyz"
     ase.io.write(files["start"], ase.Atoms(source["z"], source["R"][0]))
     files["out"] = tmp_path / "out"
+    files["folder"] = tmp_path / "folder.extxyz"
+    files["folder"].mkdir()
     return files
 
 
@@ -712,6 +824,10 @@ TRAIN = ["train", "{data}", "--out", "{out}", *BRIEF]
 MD = ["md", "{best}", "{start}", "--out", "{out}"]
 WRONG = [
     (["train", "{nothing.pt}", "--out", "{out}"], r"path: expected a data file, got .*nothing\.pt"),
+    (["train", "{folder}", "--out", "{out}"], r"path: .* a data file, got .*, which is a folder$"),
+    (["test", "{folder}", "{data}"], r"path: expected a checkpoint, got .*, which is a folder$"),
+    (["md", "{best}", "{folder}", "--out", "{out}"], r"start: .* got .*, which is a folder$"),
+    (["train", "{idle}", "--out", "{out}", *BRIEF], r"weights: .*above 0, .*, got 16 of weight 0$"),
     (["train", "{a.txt}", "--out", "{out}"], r"path: expected a file that ASE reads, .*a\.txt"),
     (["train", "{text.pt}", "--out", "{out}"], r"path: expected plain tensors in .*text\.pt"),
     (["train", "{no F}", "--out={out}", "--forces-key=F"], r"--forces-key: .*of \['E', .*got 'F'"),
@@ -733,6 +849,8 @@ WRONG = [
     ([*TRAIN, "--lr=1e15"], r"lr: expected a positive finite number"),
     (["test", "{nothing.pt}", "{data}"], r"path: expected a checkpoint, got .*nothing\.pt, where"),
     (["test", "{best}", "{nothing.pt}"], r"path: expected a data file, got .*nothing\.pt"),
+    (["test", "{nothing.pt}", "{data}", "--json=no/a.json"], r"json: .*there, got no/a\.json"),
+    (["test", "{nothing.pt}", "{data}", "--json=."], r"json: expected a file in a folder .*, got "),
     (["test", "{best}", "{oxygen}"], r"data: .*training, \['H', 'C'\], got \['O', 'F'\]$"),
     (["info", "{nothing.pt}"], r"path: expected a checkpoint, got .*nothing\.pt, where no file is"),
     (["info", "{text.pt}"], r"path: expected a checkpoint of plain tensors, got .*text\.pt"),
@@ -819,6 +937,25 @@ def test_exit_status_and_standard_error(tmp_path):
     assert done.stdout == ""
     expected = "molnets: path: expected a checkpoint, got nothing.pt, where no file is"
     assert done.stderr.splitlines() == [expected]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are others")
+@pytest.mark.parametrize(
+    "last, unbuffered", [("{best}", ""), ("{best}", "1"), ("{data}", ""), ("--help", "")]
+)
+def test_output_that_nobody_reads_ends_without_a_word(trained, last, unbuffered):
+    """Other errors are said all the same."""
+    last = last.format(best=trained / "best.pt", data=trained / "data.npz")
+    command = [sys.executable, "-m", "molnets", "info", last]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
+    os.close(writer)
+    if last.endswith(".npz"):
+        assert done.returncode == 1 and b"path: expected a checkpoint" in done.stderr
+    else:
+        assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_an_earlier_run_is_not_overwritten(tmp_path):

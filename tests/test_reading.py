@@ -207,6 +207,14 @@ def test_several_files_and_frames_without_some_labels(tmp_path):
     assert not data.forces[3:6].any() and data.energies[2] == 0
 
 
+def test_at_sign_in_a_name_is_part_of_it(tmp_path):
+    ase.io.write(tmp_path / "a.extxyz", molecules(3, energy="energy"), format="extxyz")
+    with open(tmp_path / "a.extxyz@b.extxyz", "w") as file:
+        ase.io.write(file, molecules(5, energy="energy"), format="extxyz")
+    assert len(load(tmp_path / "a.extxyz@b.extxyz")) == 5
+    assert len(load(tmp_path / "a.extxyz")) == 3  # control
+
+
 def test_no_labels_at_all(tmp_path):
     ase.io.write(tmp_path / "a.extxyz", molecules(2, forces="gradient"), format="extxyz")
     with pytest.raises(KeyError, match=r"got frames with \['gradient'.*--energy-key and --forces"):

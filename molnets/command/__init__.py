@@ -16,7 +16,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import select
 import sys
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from molnets import __version__
@@ -30,6 +34,7 @@ SUBCOMMANDS = {
     "ipi": "energies and forces of a trained network for i-PI",
     "info": "what a checkpoint is and where it comes from",
 }
+CLOSED = 128 + 13  # the status of a program that ends by SIGPIPE
 
 
 def run(arguments: list[str]) -> Any:
@@ -45,12 +50,51 @@ def run(arguments: list[str]) -> Any:
 def main() -> None:
     """Run the command with the arguments of the process; what is wrong is said in one line."""
     try:
-        run(sys.argv[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = _own_in_one_line(warnings.showwarning)
+            _run_to_the_last_line(sys.argv[1:])
     except (ArithmeticError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left
+            sys.exit(CLOSED)
         text = error.args[0] if isinstance(error, KeyError) else error  # its str is quoted
         sys.exit(f"molnets: {' '.join(str(text).split())}")
     except KeyboardInterrupt:
         sys.exit("molnets: interrupted")
+
+
+def _run_to_the_last_line(arguments: list[str]) -> None:
+    """Run the command, and write what waits to be written: here, where an error is caught."""
+    try:
+        run(arguments)
+    except SystemExit:  # of --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+
+
+def _nobody_reads() -> bool:
+    """Return whether standard output is a pipe that has been closed, as by `head`.
+
+    A second attempt to write does not tell: what could not be written may be gone.
+    """
+    if not hasattr(select, "poll"):
+        return False
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # asks for errors alone
+    return bool(output.poll(0))
+
+
+def _own_in_one_line(show_others: Callable[..., None]) -> Callable[..., None]:
+    """Return what shows a warning: one of this package in one line, others as they were shown."""
+
+    def show(message: Warning, category: type[Warning], *where: Any) -> None:
+        if category.__module__.startswith("molnets."):
+            print(f"molnets: {message}", file=sys.stderr)
+        else:
+            show_others(message, category, *where)
+
+    return show
 
 
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ import torch
 from ase.data import atomic_numbers
 
 from molnets.checks import expect
+from molnets.coupling.driven import UnknownUnits
 from molnets.coupling.lammps import PAUSE, ForceField, agreed, attach
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ def _run(options: Namespace, comm: Comm, lammps: type[lammps]) -> None:
     def read() -> tuple[list[int], tuple[str, str]]:
         return [_number_of(symbol) for symbol in options.species], split(options.script)
 
+    if comm.rank > 0:
+        warnings.simplefilter("ignore", UnknownUnits)  # one process says it
     species, parts = comm.bcast(agreed(comm, lambda: read() if comm.rank == 0 else None))
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(_threads_for(comm))

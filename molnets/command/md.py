@@ -16,15 +16,16 @@ from ase.md.md import MolecularDynamics
 from ase.md.verlet import VelocityVerlet
 from tqdm import tqdm
 
-from molnets.checks import expect, expect_not_negative, expect_positive, expect_size
+from molnets.checks import expect, expect_not_negative, expect_positive, expect_size, no_file
 from molnets.coupling.ase import ModelCalculator
 from molnets.dynamics import maxwell_boltzmann, remove_drift
 from molnets.options import add_options, chosen, option
 
 DESCRIPTION = (
-    "Run molecular dynamics in eV, Å and fs with a trained network. Where START has velocities, "
-    "they are kept; else they are drawn at the temperature."
+    "Run molecular dynamics in eV, Å and fs with a trained network. Where START has velocities, in "
+    "extended XYZ as ASE's `momenta`, they are kept; else they are drawn at the temperature."
 )
+VELOCITIES = ("velocities", "velocity", "velo", "vel")  # columns of other programs
 ENSEMBLES = ("langevin", "nve", "npt")
 
 
@@ -70,6 +71,7 @@ def run(options: Namespace) -> Atoms:
     if options.out.exists():
         raise FileExistsError(f"out: expected a new file, got {options.out}, which exists")
     atoms = read("start", options.start)
+    _expect_no_other_velocities(atoms)
     free = atoms.get_number_of_degrees_of_freedom()
     expect(free > 0, "start", "atoms that can move", f"{len(atoms)} that constraints hold")
     atoms.calc = ModelCalculator(options.checkpoint, protocol.skin)
@@ -97,12 +99,21 @@ def read(name: str, path: str) -> Atoms:
     Raises:
         ValueError: if there is no such file, or ASE does not read it.
     """
-    expect(Path(path).is_file(), name, "a file of atoms", f"{path}, where no file is")
+    expect(Path(path).is_file(), name, "a file of atoms", no_file(path))
     try:
-        return ase.io.read(path)
+        return ase.io.read(path, do_not_split_by_at_sign=True)
     except Exception as error:  # each format has its own
         got = f"{type(error).__name__} {error}"
         raise ValueError(f"{name}: expected a file that ASE reads, {path}, got {got}") from error
+
+
+def _expect_no_other_velocities(atoms: Atoms) -> None:
+    """Expect velocities as momenta: columns that ASE does not know are in anyone's unit."""
+    names = [name for name in atoms.arrays if name.lower() in VELOCITIES]
+    ok = not any(atoms.arrays[name].any() for name in names) or atoms.get_momenta().any()
+    expected = ("velocities as ASE's `momenta`, which atoms.set_velocities(v / ase.units.fs) "
+                "makes of v in Å/fs, or none")  # fmt: skip
+    expect(ok, "start", expected, f"a column {', '.join(names)}, whose unit is not known")
 
 
 def _check(protocol: Protocol) -> None:

@@ -11,7 +11,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from molnets import checkpoint
-from molnets.checkpoint import UNKNOWN
+from molnets.checkpoint import UNKNOWN, Card
 from molnets.checks import expect, expect_elements
 from molnets.command.table import table
 from molnets.files import write_json
@@ -26,6 +26,7 @@ DESCRIPTION = (
     "Print the errors of a trained network on a file of frames, for each split that the file has, "
     "and for the forces on each element."
 )
+OF_A_RUN = ("network", "sizes", "num_frames", "fingerprint")  # the same for all its checkpoints
 
 
 def add_arguments(parser: ArgumentParser, arguments: list[str]) -> None:
@@ -41,20 +42,47 @@ def run(options: Namespace) -> dict[str, Any]:
 
     Raises:
         ValueError: if the frames hold elements that the network was not trained on, or are in
-            other units.
+            other units; or if the errors cannot go where they are to go.
     """
+    if options.json:  # before the work, not after it
+        ok = options.json.parent.is_dir() and not options.json.is_dir()
+        expect(ok, "json", "a file in a folder that is there", options.json)
     potential = checkpoint.load(options.checkpoint)
     data = load(*options.data, source=chosen(options, Source))
     card = potential.card
     expect_elements(card, data.z.tolist(), "data")
-    theirs, ours = (card.energy_unit, card.length_unit), (data.energy_unit, data.length_unit)
-    for name, expected, got in zip(("energies", "lengths"), theirs, ours, strict=True):
-        expect(UNKNOWN in (expected, got) or expected == got, "data", f"{name} in {expected}", got)
+    assumed = _assumed(card, data)
     energy, force = (unit or "the data's units" for unit in card.units())
-    print(f"energies in {energy}, forces in {force}")
-    if card.fingerprint == data.fingerprint():
-        print("this is the file that the network was trained on; see its split")
-    results = {name: _errors(potential, data, frames) for name, frames in _splits(data).items()}
+    print(f"energies in {energy}, forces in {force}", *assumed, sep="\n")
+    splits, known = _splits(data, card, options.checkpoint)
+    print(known, end="")
+    results = {name: _errors(potential, data, frames) for name, frames in splits.items()}
+    if options.json:
+        write_json(results, options.json)
+    _print(results)
+    return results
+
+
+def _assumed(card: Card, data: Dataset) -> list[str]:
+    """Expect data in the units of the model; return what is assumed where one side has none."""
+    model, file = (card.energy_unit, card.length_unit), (data.energy_unit, data.length_unit)
+    names, lines = ("energies", "lengths"), []
+    for name, expected, got in zip(names, model, file, strict=True):
+        expect(UNKNOWN in (expected, got) or expected == got, "data", f"{name} in {expected}", got)
+    for side, own, other, units, verb in (
+        ("file", file, "model", model, "--energy-unit and --length-unit say"),
+        ("model", model, "file", file, "training with --energy-unit and --length-unit says"),
+    ):
+        taken = [f"{name} in {unit}" for name, mine, unit in zip(names, own, units, strict=True)
+                 if mine == UNKNOWN != unit]  # fmt: skip
+        if taken:
+            lines.append(f"the {side}'s units are unknown: {' and '.join(taken)}, the {other}'s, "
+                         f"are assumed; {verb} which they are")  # fmt: skip
+    return lines
+
+
+def _print(results: dict[str, dict[str, Any]]) -> None:
+    """Print the errors of each row, and those of the elements."""
     head = ["split", "frames", "energy MAE", "RMSE", "per atom MAE", "force MAE", "RMSE"]
     keys = ["energy_mae", "energy_rmse", "energy_per_atom_mae", "force_mae", "force_rmse"]
     if any("virial_per_atom_mae" in r for r in results.values()):
@@ -67,20 +95,47 @@ def run(options: Namespace) -> dict[str, Any]:
     rows = [(f"{name}, {symbol}", str(own["atoms"]), f"{own['force_mae']:.4g}",
              f"{own['force_rmse']:.4g}") for name, symbol, own in elements]  # fmt: skip
     print("", table(("split, element", "atoms", "force MAE", "RMSE"), rows), sep="\n")
-    if options.json:
-        write_json(results, options.json)
-    return results
 
 
-def _splits(data: Dataset) -> dict[str, Tensor]:
-    molecules = ~data.alone
+def _splits(data: Dataset, card: Card, path: str) -> tuple[dict[str, Tensor], str]:
+    """Return the frames of each row, and a line where the network was trained on some of them.
+
+    Rows are the file's split; those of the run where the file has none, but is that of the run.
+    """
     expected, got = "frames that are no isolated atoms", f"{len(data)} of these alone"
-    expect(bool(molecules.any()), "data", expected, got)
-    if data.split is None:
-        return {"all": molecules.nonzero().flatten()}
-    names = {number: name for name, number in PARTS.items()}
-    return {names.get(number, str(number)): ((data.split == number) & molecules).nonzero().flatten()
-            for number in data.split[molecules].unique().tolist()}  # fmt: skip
+    expect(not data.alone.all(), "data", expected, got)
+    molecules = (~data.alone).nonzero().flatten()
+    same = card.fingerprint == data.fingerprint()
+    said = "this is the file that the network was trained on" if same else ""
+    if data.split is not None:
+        names, parts = {number: name for name, number in PARTS.items()}, data.split[molecules]
+        rows = {names[number]: molecules[parts == number] for number in parts.unique().tolist()}
+        return rows, said and f"{said}; rows are its own split\n"
+    rows = _rows_of_run(molecules, card, path) if same else {}
+    if rows:
+        return rows, f"{said}; rows are those of the run, unseen are all others\n"
+    more = "training frames are among all, and only last.pt of the run says which"
+    return {"all": molecules}, said and f"{said}; {more}\n"
+
+
+def _rows_of_run(molecules: Tensor, card: Card, path: str) -> dict[str, Tensor]:
+    """Return which frames of its data a run has used, and for what; none if it is not known.
+
+    What says so is the checkpoint, or the run's `last.pt` beside it.
+    """
+    seed = checkpoint.read(path).get("settings", {}).get("seed")
+    for place in (Path(path), Path(path).with_name("last.pt")):
+        try:
+            state = checkpoint.read(place)
+        except (OSError, ValueError):  # nobody has asked for the one beside it
+            continue
+        same = [state["card"].get(name) == getattr(card, name) for name in OF_A_RUN]
+        if all(same) and seed == state.get("settings", {}).get("seed") and "train" in state:
+            rows = {name: state[name].sort().values for name in ("train", "validation")}
+            used = torch.cat([*rows.values()])
+            rows["unseen"] = molecules[~torch.isin(molecules, used)]
+            return {name: frames for name, frames in rows.items() if len(frames)}
+    return {}
 
 
 def _errors(potential: Potential, data: Dataset, frames: Tensor) -> dict[str, Any]:

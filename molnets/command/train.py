@@ -196,6 +196,9 @@ def parts_of(options: Namespace, data: Dataset, seed: int) -> tuple[Tensor, Tens
     """Return training, validation and test frames: the same for all of a committee."""
     numbers = options.num_train, options.num_validation, options.num_test
     train, validation, test = split(data, *numbers, seed)
+    counts = bool((data.weights[train] > 0).any())
+    expected = "a training frame of a weight above 0, which counts in the loss"
+    expect(counts, "weights", expected, f"{len(train)} of weight 0")
     new = set(data.z[data.atoms_of(torch.cat([validation, test]))].tolist())
     new -= set(data.z[data.atoms_of(train[data.weights[train] > 0])].tolist())
     expected = "elements that a training frame has, in validation and test frames"
@@ -226,12 +229,29 @@ def _train(options: Namespace, trainer: Trainer, data: Dataset, test: Tensor) ->
     """Train one network; return its metrics, on the first process."""
     last = trainer.out / "last.pt"
     if options.resume and (options.seeds == 1 or last.exists()):
+        _expect_same_frames(trainer, last)
         trainer.resume(last)  # a committee's others begin
     if trainer.is_stale():
         _say(f"nothing to do: {trainer.since_best} epochs were no better, and patience is "
              f"{trainer.settings.patience}; more of it goes on")  # fmt: skip
     trainer.run()
     return report(trainer, data, test) if trainer.rank == 0 else {}
+
+
+def _expect_same_frames(trainer: Trainer, last: Path) -> None:
+    """Expect the data and the split of the run that goes on, in words of this command's options."""
+    state, card, parts = checkpoint.read(last), trainer.potential.card, ("train", "validation")
+    if state.get("settings", {}).get("seed") != trainer.settings.seed or "train" not in state:
+        return  # which is said elsewhere
+    same = state["card"].get("fingerprint") == card.fingerprint
+    expect(same, "data", f"the frames of {last}, in the same order and units", "others")
+    theirs, ours = ([len(x) for x in found] for found in (
+        [state[name] for name in parts], [getattr(trainer, name) for name in parts]
+    ))  # fmt: skip
+    same = all(torch.equal(state[name], getattr(trainer, name)) for name in parts)
+    expected = "{} frames to train on and {} for validation, drawn as for {}".format(*theirs, last)
+    got = "{} and {}".format(*ours) if ours != theirs else "as many, but others"
+    expect(same, "num_train, num_validation, num_test", expected, got)
 
 
 def _is_first() -> bool:

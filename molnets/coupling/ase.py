@@ -1,7 +1,8 @@
 """An ASE calculator for any network: optimisers and dynamics of ASE run on it.
 
 Axes:   N atoms; an `Atoms` object is one sample.
-Units:  eV and Å, which ASE takes for granted; a model whose card names others is refused. Stress is
+Units:  eV and Å, which ASE takes for granted; a model whose card names others is refused, and of
+        one whose card says that they are unknown, a warning says what is assumed. Stress is
         energy / length**3, in ASE's order xx, yy, zz, yz, xz, xy and sign: positive under tension,
         where the energy rises as the cell grows.
 """
@@ -37,6 +38,9 @@ class ModelCalculator(Calculator):
     Raises:
         TypeError: if the model is neither a potential nor a network.
         ValueError: if the model's card names units that are not those of ASE.
+
+    Warns:
+        UnknownUnits: if the model's card says that its units are unknown; eV and Å are assumed.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012

@@ -2,7 +2,8 @@
 
 Axes:   N atoms of one sample.
 Units:  eV and Å, which every coupling speaks on this side; a model whose card names others is
-        refused. Programs with units of their own convert before and after.
+        refused, and of one whose card says that they are unknown, a warning says what is assumed.
+        Programs with units of their own convert before and after.
 Cells:  rows are lattice vectors.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +32,10 @@ ENERGY_UNITS = ("eV", checkpoint.UNKNOWN)
 LENGTH_UNITS = ("Å", "A", "Ang", "Angstrom", "angstrom", checkpoint.UNKNOWN)
 
 
+class UnknownUnits(UserWarning):
+    """A model whose card says that nobody named its units runs in eV and Å."""
+
+
 class DrivenModel:
     """A copy of a model with a list that has a skin, and tables where there are filters.
 
@@ -46,12 +52,17 @@ class DrivenModel:
     Raises:
         TypeError: if the model is neither a potential nor a network.
         ValueError: if the model's card names units that are not eV and Å, or the skin is negative.
+
+    Warns:
+        UnknownUnits: if there is a card, and it says that the units are unknown.
     """
 
     def __init__(self, model_or_checkpoint: nn.Module | str | os.PathLike, skin: float) -> None:
         given = model_or_checkpoint
         is_model = isinstance(given, nn.Module)
         potential = as_potential(copy.deepcopy(given)) if is_model else checkpoint.load(given)
+        if text := _assumed_for(potential.card):
+            warnings.warn(text, UnknownUnits, stacklevel=3)  # where the engine's part is made
         self._known = _elements_in(potential.card)
         self.model = tabulated(potential)
         self.model.graph = self.graph = Graph(potential.cutoff, skin)
@@ -149,14 +160,24 @@ def _brought_near(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> n
     return positions - cells @ cell if cells.any() else positions
 
 
-def _elements_in(card: checkpoint.Card | None) -> np.ndarray | None:
-    """Return whether each element was seen in training, (119,); None if that is not known."""
+def _assumed_for(card: checkpoint.Card | None) -> str:
+    """Return which units are assumed of a model, "" if none are; expect no others than eV and Å."""
     if card is None:
-        return None
+        return ""
     units = card.energy_unit, card.length_unit
     ok = units[0] in ENERGY_UNITS and units[1] in LENGTH_UNITS
     expect(ok, "model_or_checkpoint", "a model in eV and Å", "one in {} and {}".format(*units))
-    if not card.elements:
+    taken = zip(units, ("energies in eV", "lengths in Å"), strict=True)
+    assumed = [text for unit, text in taken if unit == checkpoint.UNKNOWN]
+    if not assumed:
+        return ""
+    return (f"the model's units are unknown: {' and '.join(assumed)} are assumed; "
+            "training with --energy-unit and --length-unit says which they are")  # fmt: skip
+
+
+def _elements_in(card: checkpoint.Card | None) -> np.ndarray | None:
+    """Return whether each element was seen in training, (119,); None if that is not known."""
+    if card is None or not card.elements:
         return None
     known = np.zeros(len(chemical_symbols), dtype=bool)
     known[card.elements] = True

@@ -14,7 +14,7 @@ import torch
 from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
-from molnets.checks import expect
+from molnets.checks import expect, no_file
 from molnets.training.atoms import from_ase
 from molnets.training.data import Dataset, joined
 from molnets.training.labels import Raw, dataset, on_virials, part_of
@@ -66,7 +66,7 @@ def _load_one(path: str | Path, source: Source) -> Dataset:
         return _from_arrays(_read_md17(str(path).removeprefix(MD17)), source)
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"path: expected a data file, got {path}, where no file is")
+        raise FileNotFoundError(f"path: expected a data file, got {no_file(path)}")
     if path.suffix in (".npz", ".pt", ".pth"):
         ok = not (source.force_unit or source.stress_unit)
         ok = ok or bool(source.energy_unit and source.length_unit)

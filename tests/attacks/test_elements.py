@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import ase
 import pytest
 import torch
@@ -56,7 +54,7 @@ def test_numbers_that_are_no_elements(make, bad):
 def test_elements_that_were_not_trained_on():
     network = schnet(torch.float64)
     potential = Potential(network)
-    potential.card = replace(Card("schnet", {}), elements=[1, 8])
+    potential.card = Card("schnet", {}, "eV", "Å", elements=[1, 8])
     for model in (potential, tabulated(potential)):
         model_force_fn(model, torch.tensor([1, 8, 8]))
         with pytest.raises(
