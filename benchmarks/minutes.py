@@ -242,7 +242,7 @@ def train(options: argparse.Namespace) -> None:
     print(key, round(1000 * row["force_mae"], 2), round(1000 * row["energy_mae"], 2), flush=True)
 
 
-def add_speed(found: dict[str, Any], data: str, case: str, ms: dict[str, float]) -> dict[str, Any]:
+def add_speed(found: dict[str, Any], data: str, case: str, ms: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers with the times of a case: ethanol's under "speed"."""
     key = "speed" if data == "ethanol" else f"speed_{data}"
     return found | {key: found.get(key, {}) | {case: ms}}
@@ -292,7 +292,7 @@ def main() -> None:
     if options.what == "train":
         train(options)
     elif options.what == "speed":
-        times = speed(options.case, options)
+        times = speed(options.case, options) | {"machine": others.machine()}
         write_json(add_speed(numbers(), options.data, options.case, times), NUMBERS)
     else:
         write_page()

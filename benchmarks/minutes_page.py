@@ -96,13 +96,18 @@ def by_machine(rows: list[Row]) -> dict[str, list[Row]]:
 def once(numbers: Row) -> Row:
     """Return the numbers with a row for each training: of the machine with most rows that ran it.
 
-    Rows of other machines than the first say so: "elsewhere".
+    What comes of other machines than the first says so: "elsewhere".
     """
     found: dict[tuple, Row] = {}
-    for place, rows in enumerate(by_machine(numbers["rows"]).values()):
+    machines = by_machine(numbers["rows"])
+    for place, rows in enumerate(machines.values()):
         for row in rows:
             found.setdefault(training_of(row), row | {"elsewhere": place > 0})
-    return numbers | {"rows": list(found.values())}
+    first = next(iter(machines), "")
+    speeds = {key: {case: ms | {"elsewhere": ms.get("machine", first) != first}
+                    for case, ms in numbers[key].items()}
+              for key in ("speed", "speed_silicon") if key in numbers}  # fmt: skip
+    return numbers | {"rows": list(found.values())} | speeds
 
 
 def rows_of(numbers: Row, earlier: Row) -> list[Row]:
@@ -218,7 +223,7 @@ def size_table(
         known = [row for row in own if not row.get("earlier")] or own
         mark, ms = " *", earlier["networks"].get(what.network, {}) if what.kind == "theirs" else {}
         if case in speed:
-            mark, ms = "", speed[case]
+            mark, ms = " ‡" if speed[case].get("elsewhere") else "", speed[case]
         epochs = {row["minutes"]: row["epochs"] for row in own if row["seed"] == 0}
         lines.append([
             what.label, f"{known[0]['parameters']:,}", f"{known[0]['cutoff']:g}",
