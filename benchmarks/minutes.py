@@ -39,7 +39,8 @@ from torch import Tensor
 from benchmarks import others
 from benchmarks.minutes_data import SOURCES, crystals, data_of, parts_of
 from benchmarks.minutes_data import errors as errors_of_frames
-from benchmarks.minutes_page import CASES, DATA_OF_CASES, KEY, draw, page, training_of
+from benchmarks.minutes_figure import draw
+from benchmarks.minutes_page import CASES, DATA_OF_CASES, KEY, page, training_of
 from benchmarks.others_measures import errors
 from benchmarks.recipes import Timed
 from molnets import Potential, checkpoint, tabulated

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 LOCK = ".molnets-lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of some file systems in a network
 UNFINISHED = re.compile(r"\.molnets-([0-9]{1,9})-.+")  # written by a process of that number
 
 
@@ -45,8 +48,8 @@ def make_folder(path: Path) -> list[Path]:
         kind = "a file" if there.exists() else f"a link to {os.readlink(there)}, where nothing is"
         got = f"{path}, which is {kind}" if there == path else f"{path}; {there} is {kind}"
         raise ValueError(f"out: expected a folder, got {got}")
-    new = [x for x in (path, *path.parents) if not x.exists()]
     try:
+        new = [x for x in (path, *path.parents) if not x.exists()]
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         expected = "a folder that is there or can be made"
@@ -64,25 +67,34 @@ def alone_in(folder: Path) -> Iterator[None]:
         FileExistsError: if another process writes there; the message names the file.
         ValueError, OSError: as `make_folder`, or where no file can be made.
     """
-    new, path = make_folder(folder), folder / LOCK
-    lock = FileLock(path)
+    new, lock = make_folder(folder), FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        got = f"{folder}, which another process writes to; if none runs, remove {path}"
-        raise FileExistsError(f"out: expected a folder of its own, got {got}") from None
-    except OSError as error:
-        got = f"{folder}: {error.strerror}"
-        raise type(error)(f"out: expected a folder that one can write to, got {got}") from error
-    try:
+        _acquire(lock, folder)
         yield
     finally:
-        with suppress(OSError):  # on Windows, which removes no file that is open
-            path.unlink()
-        lock.release()
+        if lock.is_locked:
+            with suppress(OSError):  # on Windows, which removes no file that is open
+                (folder / LOCK).unlink()
+            lock.release()
         with suppress(OSError):  # of one that is not empty
             for place in new:
                 place.rmdir()
+
+
+def _acquire(lock: BaseFileLock, folder: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        got = f"{folder}, which another process writes to; if none runs, remove {lock.lock_file}"
+        raise FileExistsError(f"out: expected a folder of its own, got {got}") from None
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            warnings.warn(f"{folder}: no files can be locked here; let no other training write to "
+                          "it", stacklevel=4)  # fmt: skip
+            return
+        got = f"{folder}: {error.strerror}"
+        raise type(error)(f"out: expected a folder that one can write to, got {got}") from error
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -722,7 +722,9 @@ def test_new_network_is_trained_tested_moved_and_loaded(toy, start, tmp_path, ca
     raw = checkpoint.read(out / "last.pt")["raw"]["network.weight"]
     assert 0 < abs(float(raw) - 0.5) < 0.1  # it was trained
     results = run(["test", str(out / "best.pt"), str(data), *UNITS])
-    assert results["all"]["frames"] == 24
+    assert {name: own["frames"] for name, own in results.items()} == {
+        "train": 16, "validation": 4, "unseen": 4,
+    }  # fmt: skip
     run(["info", str(out / "best.pt")])
     assert re.search("strength +0.5", capsys.readouterr().out)
     assert len(simulate(out, start, tmp_path / "a.extxyz", "--steps=3", "--every=1")) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -137,6 +138,25 @@ def test_a_folder_is_held_as_long_as_its_process_runs(tmp_path):
     with alone_in(tmp_path):
         expect_refused(tmp_path, "out: ")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EACCES])
+def test_where_files_cannot_be_locked_it_is_said(tmp_path, monkeypatch, number):
+    """Some file systems lock none; and a folder may be closed to us."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("filelock.BaseFileLock.acquire", refuse)
+    folder, held = tmp_path / "new", []
+    if number == errno.ENOLCK:
+        with pytest.warns(UserWarning, match="no files can be locked here"), alone_in(folder):
+            held = [*folder.iterdir()]
+    else:
+        with pytest.raises(OSError, match="out: expected a folder that one can"), alone_in(folder):
+            raise AssertionError
+    assert not held
+    assert not folder.exists()
 
 
 @needs_locks

@@ -65,9 +65,30 @@ def test_lists_in_a_torch_file_are_read_as_tensors_are(tmp_path, kind):
     assert data.split.tolist() == plain["split"]
     assert data.weights.tolist() == plain["weights"]
     assert torch.allclose(data.energies, torch.from_numpy(source["E"]), atol=1e-4)
-    torch.save(found | {"split": ["train"] * 22 + ["test"] * 2}, tmp_path / "words.pt")
-    if kind is list:
-        assert load(tmp_path / "words.pt").split.tolist() == [0] * 22 + [1] * 2
+
+
+def test_what_a_torch_file_holds_beside_arrays(tmp_path):
+    """Parts of the split in words; None and what is nested are nothing."""
+    tensors = {key: torch.from_numpy(x) for key, x in arrays().items()}
+    more = {"cell": None, "stress": None, "weights": None, "names": {"of": "atoms"}}
+    torch.save(tensors | more | {"split": ["train"] * 22 + ["test"] * 2}, tmp_path / "a.pt")
+    assert load(tmp_path / "a.pt").split.tolist() == [0] * 22 + [1] * 2
+    torch.save(tensors | {"E": [torch.ones(1, requires_grad=True)] * 24}, tmp_path / "b.pt")
+    with pytest.raises(ValueError, match="E: expected an array of numbers"):
+        load(tmp_path / "b.pt")
+
+
+def test_names_of_elements_beside_their_numbers(tmp_path):
+    source = arrays()
+    names = {"z": np.array(["C"] * 7), "nuclear_charges": source["z"]}
+    np.savez(tmp_path / "a.npz", **(source | names))
+    assert load(tmp_path / "a.npz").z[:7].tolist() == source["z"].tolist()
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (24, 1), (1, 1), (3,), (24, 3)])
+def test_shapes_of_what_is_periodic(tmp_path, shape):
+    data = load(npz(tmp_path / "a.npz", cell=9 * np.eye(3), pbc=np.ones(shape)))
+    assert torch.equal(data.cells, 9 * torch.eye(3).double().expand(24, 3, 3))
 
 
 @pytest.mark.parametrize(
@@ -149,6 +170,11 @@ def test_a_calculator_s_label_and_another_of_its_name(tmp_path):
     for atoms in frames:
         atoms.info["energy"] = atoms.calc.results["energy"]
     assert len(load(written(tmp_path / "same.traj", frames))) == 4
+    for atoms in frames:
+        atoms.calc.results["stress"] = np.arange(6.0)
+        atoms.info["stress"] = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2.0]])
+    frames[0].info["energy"] = frames[0].calc.results["energy"] = np.nan
+    assert len(load(written(tmp_path / "others.traj", frames))) == 4
     frames[2].info["energy"] = -1.5
     expected = r"energy of frame 2 in .*expected one value.*got -9 of its calculator and -1.5"
     with pytest.raises(ValueError, match=expected):
@@ -182,6 +208,23 @@ def test_labels_under_other_names_are_said(tmp_path):
     )
 
 
+@pytest.mark.parametrize("value", [None, "n/a", np.ones(3)])
+def test_an_energy_that_is_not_used_may_be_anything(tmp_path, value):
+    frames = some(3, energy=None, free_energy=-1.0)
+    for atoms in frames:
+        atoms.info |= {"REF_energy": -3.0, "energy": value}
+        atoms.arrays["REF_forces"] = atoms.calc.results["forces"]
+    assert load(written(tmp_path / "a.traj", frames)).energies.tolist() == [-3.0] * 3
+
+
+def test_forces_of_three_atoms_are_no_stress(tmp_path):
+    frames = some(3)
+    for atoms in frames:
+        atoms.info["REF_forces"] = atoms.calc.results["forces"].ravel()
+    with pytest.raises(ValueError, match=r"REF_forces of frame 0 .*shape \(3, 3\), got \(9,\)"):
+        load(written(tmp_path / "a.traj", frames))
+
+
 @pytest.mark.parametrize(("apart", "said"), [(0.5, True), (0.0, False)])
 def test_energies_of_smeared_electrons_are_said(tmp_path, apart, said):
     frames = [calculated(number=k, free_energy=-7.0 - k - apart) for k in range(3)]
@@ -212,6 +255,33 @@ def test_an_atom_far_from_its_images_is_isolated(tmp_path, box, isolated):
     assert data.isolated_energies() == ({1: -13.6} if isolated else {})
 
 
+def test_a_curve_of_cells_of_one_atom_is_no_set_of_isolated_atoms(tmp_path):
+    frames = [alone("Al", -3.7 / k, 3.0 + 2 * k) for k in range(1, 6)]
+    data = load(written(tmp_path / "a.extxyz", frames))
+    assert not data.alone.any()
+    assert data.isolated_energies() == {}
+
+
+def test_vectors_of_no_cell_are_no_isolated_atom_s(tmp_path):
+    atoms = alone("Al", -3.7, 20.0)
+    atoms.cell[2] = atoms.cell[1]
+    atoms.calc.atoms.cell[:] = atoms.cell
+    with pytest.raises(ValueError, match="cell"):
+        load(written(tmp_path / "a.traj", [atoms])).edges(3.0)
+
+
+def test_an_isolated_atom_of_the_test_is_not_that_of_training(tmp_path):
+    atoms = [alone("H", -13.6), alone("H", -13.6)]
+    for one, split in zip(atoms, ("test", "train"), strict=True):
+        one.info["split"] = split
+    frames = some()
+    for one in frames:
+        one.info["split"] = "train"
+    for order in (atoms, atoms[::-1]):
+        data = load(written(tmp_path / "a.extxyz", [*order, *frames]))
+        assert data.isolated_energies() == {1: -13.6}
+
+
 def test_isolated_atoms_of_test_frames_are_not_used(tmp_path):
     """A label of the test must not shape the model."""
     frames = [[alone("O", -430.0), *some(4)], [alone("H", -500.0), *some(6)[4:]]]
@@ -232,14 +302,14 @@ def test_stresses_that_nobody_checks_are_said(tmp_path):
 # Copies
 
 
-@pytest.mark.parametrize(("change", "left"), [((1.0, 2.0, 3.0), 4), ((0.0, 0.0, 0.0), 4)])
-def test_copies_of_molecules_that_were_moved_are_found(tmp_path, change, left):
+@pytest.mark.parametrize("change", [(1.0, 2.0, 3.0), (0.0, 0.0, 0.0)])
+def test_copies_of_molecules_that_were_moved_are_found(tmp_path, change):
     frames, moved = some(), some()
     for atoms in moved:
         atoms.positions += change
         atoms.calc.atoms.positions += change
     data = [load(written(tmp_path / f"{k}.extxyz", x)) for k, x in enumerate((frames, moved))]
-    assert len(joined(data).without_duplicates()) == left
+    assert len(joined(data).without_duplicates()) == 4
     with pytest.raises(ValueError, match="split: expected no frame in two parts"):
         joined(data, [0, 1]).without_duplicates()
 

@@ -14,12 +14,12 @@ import torch
 from frames import CELL, DATA, ROOT, dataset, npz, of_sizes, trainer_for
 from networks import painn
 
-from benchmarks import kernels_worker, minutes, minutes_page
+from benchmarks import kernels_worker, minutes, minutes_figure, minutes_page
 from benchmarks.minutes_data import Source, errors, parts_of
+from benchmarks.minutes_figure import draw
 from benchmarks.minutes_page import (
     best_within,
     curve_rows,
-    draw,
     not_measured,
     once,
     page,
@@ -412,7 +412,7 @@ def test_figure_shows_every_case_that_was_measured(tmp_path):
                        crystal_row("schnet", 3.0, 90.0))  # fmt: skip
     texts = {}
     for name, numbers in (("all", found), ("none", numbers_of())):
-        with minutes_page.plt.rc_context({"svg.fonttype": "none"}):
+        with minutes_figure.plt.rc_context({"svg.fonttype": "none"}):
             draw(numbers, EARLIER, tmp_path / f"{name}.svg")
         texts[name] = (tmp_path / f"{name}.svg").read_text()
     for label in ("PaiNN, tables", "FCHL19", "SchNet, tables", "of silicon"):

@@ -68,9 +68,9 @@ def _run_to_the_last_line(arguments: list[str]) -> None:
     try:
         run(arguments)
     except SystemExit:  # of --help
-        sys.stdout.flush()
+        print(end="", flush=True)
         raise
-    sys.stdout.flush()
+    print(end="", flush=True)  # nothing where there is no standard output
 
 
 def _nobody_reads() -> bool:

