@@ -330,7 +330,14 @@ def not_measured(numbers: Row, earlier: Row) -> list[str]:
         lines.append(f"- {', '.join(never)};")
     if long_only:
         lines.append(f"- with less than {earlier['minutes']:g} minutes: {', '.join(long_only)};")
-    return ["There was no time left for:", "", *lines, NO_SEEDS, "", *GIVEN_UP]
+    silicon = silicon_rows(numbers)
+    if silicon and all(row["minutes"] < earlier["minutes"] for row in silicon):
+        lines.append(f"- silicon with {earlier['minutes']:g} minutes;")
+    on_silicon = {row["case"] for row in silicon}
+    missing = [label for case, label in networks.items() if case not in on_silicon]
+    if silicon and missing:
+        lines.append(f"- on silicon: {', '.join(missing)};")
+    return ["There was no time left for:", "", *lines, *NO_SEEDS, "", *GIVEN_UP]
 
 
 def page(numbers: Row, earlier: Row) -> str:
