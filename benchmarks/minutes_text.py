@@ -26,9 +26,10 @@ INTRO = [
     "average at the end.",
 ]
 MACHINES = [
-    "Other work ran on both. Networks on the engine of this project did about as many epochs with ‡",
-    "as without; two of those in torch a fifth and a third fewer: ten minutes of theirs with ‡ may",
-    "be seven or eight of the first machine. Where two lie closer than that, their order is open.",
+    "Other work ran on both. Networks on the engine of this project did about as many epochs with",
+    "‡ as without; two of those in torch a fifth and a third fewer: ten minutes of theirs with ‡",
+    "may be seven or eight of the first machine. Where two lie closer than that, their order is",
+    "open.",
     "",
 ]
 NOTES = [

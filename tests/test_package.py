@@ -317,7 +317,7 @@ def test_wheel_works_in_a_fresh_environment(tmp_path):
     )
     assert (empty / "t.extxyz").read_text().count("Properties=") == 2
     text = in_shell(command, "test", "r/best.pt", small.name, cwd=empty)
-    assert "all, H" in text
+    assert "unseen, H" in text
     assert in_shell(python, "-m", "molnets", "info", "r/best.pt", cwd=empty).startswith("network")
     version = "import importlib.metadata as m; print(m.version('molnets'))"
     assert in_shell(python, "-c", version, cwd=empty).strip() == molnets.__version__
