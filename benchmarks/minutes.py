@@ -210,7 +210,8 @@ def ms(model: Potential, inputs: tuple[Tensor, ...], budget: float = 5.0) -> flo
 
 def numbers() -> dict[str, Any]:
     """Return what was measured."""
-    return json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {"rows": [], "speed": {}}
+    empty = {"machines": [], "rows": [], "speed": {}}
+    return json.loads(NUMBERS.read_text()) if NUMBERS.exists() else empty
 
 
 def key_of(row: dict[str, Any]) -> tuple:
@@ -221,7 +222,9 @@ def key_of(row: dict[str, Any]) -> tuple:
 def add(found: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers with a row, instead of one of the same key."""
     rows = [old for old in found["rows"] if key_of(old) != key_of(row)]
-    return found | {"rows": sorted([*rows, row], key=lambda x: tuple(map(str, key_of(x))))}
+    machines = list(dict.fromkeys([*found["machines"], row["machine"]]))
+    rows = sorted([*rows, row], key=lambda x: tuple(map(str, key_of(x))))
+    return found | {"machines": machines, "rows": rows}
 
 
 def train(options: argparse.Namespace) -> None:

@@ -1,14 +1,14 @@
 """What `benchmarks.minutes` measured, as a page; `minutes_figure` draws it.
 
 Rows:   {"case", "minutes" or 0 for kernels, "seed", "frames", "force_mae", "energy_mae", …}, in eV
-        and Å; "data", where it is not ethanol. Those of `others.json`, 28.5 minutes, are told by
+        and Å; "data", where it is not ethanol. "machines" lists those that ran them, the first
+        first. Those of `others.json`, 28.5 minutes, are told by
         `earlier`.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from typing import Any, NamedTuple
 
 from benchmarks.minutes_data import SOURCES
@@ -82,24 +82,23 @@ def training_of(row: Row) -> tuple:
     return tuple({"data": data_name(row), **row}[name] for name in KEY)
 
 
-def by_machine(rows: list[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each machine, the machine with most rows first."""
-    counts = Counter(row["machine"] for row in rows)
-    machines = sorted(counts, key=lambda name: (-counts[name], name))
-    return {name: [row for row in rows if row["machine"] == name] for name in machines}
+def by_machine(numbers: Row) -> dict[str, list[Row]]:
+    """Return the rows of each machine, in the order in which the machines came."""
+    rows = numbers["rows"]
+    found = {name: [x for x in rows if x["machine"] == name] for name in numbers["machines"]}
+    return {name: own for name, own in found.items() if own}
 
 
 def once(numbers: Row) -> Row:
-    """Return the numbers with a row for each training: of the machine with most rows that ran it.
+    """Return the numbers with a row for each training: of the first machine that ran it.
 
     What comes of other machines than the first says so: "elsewhere".
     """
     found: dict[tuple, Row] = {}
-    machines = by_machine(numbers["rows"])
-    for place, rows in enumerate(machines.values()):
+    for place, rows in enumerate(by_machine(numbers).values()):
         for row in rows:
             found.setdefault(training_of(row), row | {"elsewhere": place > 0})
-    first = next(iter(machines), "")
+    first = next(iter(numbers["machines"]), "")
     speeds = {key: {case: ms | {"elsewhere": ms.get("machine", first) != first}
                     for case, ms in numbers[key].items()}
               for key in ("speed", "speed_silicon") if key in numbers}  # fmt: skip
@@ -294,14 +293,14 @@ def silicon_section(numbers: Row) -> list[str]:
     ]  # fmt: skip
 
 
-def machines_section(rows: list[Row]) -> list[str]:
+def machines_section(numbers: Row) -> list[str]:
     """Return which machines ran the trainings, and what those say that several of them ran."""
     lines = []
-    for place, (name, own) in enumerate(by_machine(rows).items()):
+    for place, (name, own) in enumerate(by_machine(numbers).items()):
         dates = ", ".join(sorted({row["date"] for row in own}))
         lines.append(f"{'‡ ' if place else ''}{name}, {dates}.")
-    shown, pairs = {training_of(row): row for row in once({"rows": rows})["rows"]}, []
-    for other in rows:
+    shown, pairs = {training_of(row): row for row in once(numbers)["rows"]}, []
+    for other in numbers["rows"]:
         one = shown[training_of(other)]
         if one["minutes"] and one["machine"] != other["machine"]:
             pairs.append([
@@ -342,7 +341,7 @@ def not_measured(numbers: Row, earlier: Row) -> list[str]:
 
 def page(numbers: Row, earlier: Row) -> str:
     """Return the page minutes.md, of whatever was measured."""
-    every, numbers = numbers["rows"], once(numbers)
+    every, numbers = numbers, once(numbers)
     rows = rows_of(numbers, earlier)
     kernels = [row for row in rows if CASES[row["case"]].kind == "kernel"]
     lines = [
