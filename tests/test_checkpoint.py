@@ -76,7 +76,7 @@ def test_files_hold_plain_values_only(tmp_path, name):
     trainer_for(dataset(), tmp_path, epochs=2, batch_size=4).run(progress=False)
     checkpoint.with_errors(tmp_path / name, {"energy_mae": 1.0})
     state = torch.load(tmp_path / name, weights_only=True)
-    expected = {"format", "card", "dtype", "model", "settings"}
+    expected = {"format", "card", "dtype", "model", "settings", "seen"}
     if name == "last.pt":
         expected |= {"raw", "optimizer", "history", "epoch", "seconds", "best", "since_best",
                      "ahead", "train", "validation", "kept"}  # fmt: skip

@@ -75,6 +75,21 @@ def with_card(model: Path, path: Path, **changes: object) -> Path:
     return path
 
 
+def write(path: Path, frames: list[int], move: float) -> None:
+    """Write frames of the cluster with the eight decimals of a text, moved by a vector."""
+    source = arrays()
+    every = [ase.Atoms(source["z"], source["R"][frame] + move) for frame in frames]
+    for atoms, frame in zip(every, frames, strict=True):
+        labels = {"energy": source["E"][frame], "forces": source["F"][frame]}
+        atoms.calc = SinglePointCalculator(atoms, **labels)
+    ase.io.write(path, every)
+
+
+def frames_of(results: dict[str, dict]) -> dict[str, int]:
+    """Return the number of frames of each row."""
+    return {name: row["frames"] for name, row in results.items()}
+
+
 # Train
 
 
@@ -284,7 +299,7 @@ def test_errors_of_each_split_and_element_are_those_of_numpy(trained, tmp_path, 
                    "--json", str(path)])  # fmt: skip
     text = capsys.readouterr().out
     assert "energies in eV, forces in eV/Å" in text
-    assert "the file that the network was trained on; rows are its own split" in text
+    assert "train: of its 16 frames, " in text
     assert json.loads(path.read_text()) == results
     rows, potential = rows_of(text), checkpoint.load(trained / "best.pt")
     with np.load(trained / "data.npz") as file:
@@ -308,34 +323,56 @@ def test_errors_of_each_split_and_element_are_those_of_numpy(trained, tmp_path, 
 
 
 def test_file_without_splits_is_tested_as_a_whole(trained, tmp_path, capsys):
-    results = run(["test", str(trained / "best.pt"), str(npz(tmp_path / "data.npz"))])
+    data = npz(tmp_path / "data.npz", R=1.001 * arrays()["R"])  # other frames
+    results = run(["test", str(trained / "best.pt"), str(data)])
     text = capsys.readouterr().out
     assert list(results) == ["all"] and results["all"]["frames"] == 24
     assert [name for name in rows_of(text) if name.startswith("all")] == ["all", "all, H", "all, C"]
-    assert "trained on" not in text  # other frames
+    assert "trained" not in text
 
 
-def test_training_frames_have_rows_of_their_own_where_the_run_says_which_they_are(tmp_path, capsys):
-    data, out, lone = npz(tmp_path / "data.npz"), tmp_path / "run", tmp_path / "lone.pt"
+def test_frames_that_the_network_has_seen_have_rows_of_their_own(tmp_path, capsys):
+    """In the file of the run, and in others that hold some of its frames, rounded and moved."""
+    data, out = npz(tmp_path / "data.npz"), tmp_path / "run"
     metrics = run(["train", str(data), "--out", str(out), *BRIEF, *UNITS])
-    lone.write_bytes((out / "best.pt").read_bytes())
+    parts = checkpoint.read(out / "last.pt")
+    some = [*parts["train"][:5].tolist(), *parts["validation"][:1].tolist()]
+    some += sorted(set(range(24)) - {*parts["train"].tolist(), *parts["validation"].tolist()})
+    write(tmp_path / "some.extxyz", some[::-1], move=3.0)
+    write(tmp_path / "train.extxyz", some[:5], move=0.0)
     capsys.readouterr()
-    for name in ("best.pt", "last.pt"):
-        results = run(["test", str(out / name), str(data), *UNITS])
-        assert "trained on; rows are those of the run, unseen are" in capsys.readouterr().out
-        numbers = {name: row["frames"] for name, row in results.items()}
-        assert numbers == {"train": 16, "validation": 4, "unseen": 4}
-        if name == "best.pt":
-            assert results["unseen"]["force_mae"] == pytest.approx(metrics["test_force_mae"])
-            assert results["train"]["force_mae"] != results["unseen"]["force_mae"]  # control
-    results = run(["test", str(lone), str(data), *UNITS])
-    assert list(results) == ["all"] and results["all"]["frames"] == 24
-    assert "trained on; training frames are among all, and only last.pt" in capsys.readouterr().out
-    (tmp_path / "last.pt").write_text("of something else")
-    assert list(run(["test", str(lone), str(data), *UNITS])) == ["all"]
-    run(["train", str(data), "--out", str(tmp_path / "other"), *BRIEF, *UNITS, "--seed=1"])
-    (tmp_path / "last.pt").write_bytes((tmp_path / "other" / "last.pt").read_bytes())
-    assert list(run(["test", str(lone), str(data), *UNITS])) == ["all"]  # beside another run's
+    for path in (out / "best.pt", out / "last.pt"):
+        results = run(["test", str(path), str(data), *UNITS])
+        assert "unseen are all others" in capsys.readouterr().out
+        assert frames_of(results) == {"train": 16, "validation": 4, "unseen": 4}
+    assert results["train"]["force_mae"] != results["unseen"]["force_mae"]  # control
+    results = run(["test", str(out / "best.pt"), str(tmp_path / "some.extxyz"), *UNITS])
+    assert frames_of(results) == {"train": 5, "validation": 1, "unseen": 4}
+    assert results["unseen"]["force_mae"] == pytest.approx(metrics["test_force_mae"], rel=1e-4)
+    results = run(["test", str(out / "best.pt"), str(tmp_path / "train.extxyz"), *UNITS])
+    assert frames_of(results) == {"train": 5}
+
+
+def test_frames_of_a_files_own_split_that_the_network_has_seen_are_counted(tmp_path, capsys):
+    data, out = npz(tmp_path / "data.npz"), tmp_path / "run"
+    run(["train", str(data), "--out", str(out), *BRIEF, *UNITS])
+    parts = checkpoint.read(out / "last.pt")
+    codes = np.ones(24, dtype=int)  # all for testing
+    codes[parts["train"][:5]] = 0
+    capsys.readouterr()
+    results = run(["test", str(out / "best.pt"), str(npz(tmp_path / "b.npz", split=codes)), *UNITS])
+    assert frames_of(results) == {"train": 5, "test": 19}
+    text = capsys.readouterr().out
+    assert "train: of its 5 frames, 5 trained this network\n" in text
+    assert "test: of its 19 frames, 11 trained this network\n" in text
+    assert "test: of its 19 frames, 4 chose its weights\n" in text
+    assert "train: of its 5 frames, 0" not in text
+
+
+def test_checkpoint_that_does_not_say_what_it_has_seen_is_told(trained, tmp_path, capsys):
+    path = with_card(trained / "best.pt", tmp_path / "lone.pt")
+    assert list(run(["test", str(path), str(npz(tmp_path / "data.npz"))])) == ["all"]
+    assert "the checkpoint does not say which frames trained" in capsys.readouterr().out
 
 
 def test_data_in_other_units_is_refused(trained, tmp_path):

@@ -20,13 +20,17 @@ from molnets.potential import Potential
 from molnets.training.data import PARTS, Dataset
 from molnets.training.errors import evaluate, force_errors_by_element
 from molnets.training.reading import load
+from molnets.training.signatures import are_among, signatures
 from molnets.training.source import Source
 
 DESCRIPTION = (
-    "Print the errors of a trained network on files of frames, for each part of their split, or of "
-    "the run's where they are all the files of the run, and for the forces on each element."
+    "Print the errors of a trained network on files of frames, for each part of their split, else "
+    "for those that trained it and those it has not seen, and for the forces on each element."
 )
-OF_A_RUN = ("network", "sizes", "num_frames", "fingerprint")  # the same for all its checkpoints
+USE = {"train": "trained this network", "validation": "chose its weights"}
+ROWS = ("frames of this file have trained this network, train, or chosen its weights, validation; "
+        "unseen are all others")  # fmt: skip
+NOT_SAID = "the checkpoint does not say which frames trained the network: they may be among these"
 
 
 def add_arguments(parser: ArgumentParser, arguments: list[str]) -> None:
@@ -53,9 +57,8 @@ def run(options: Namespace) -> dict[str, Any]:
     expect_elements(card, data.z.tolist(), "data")
     assumed = _assumed(card, data)
     energy, force = (unit or "the data's units" for unit in card.units())
-    print(f"energies in {energy}, forces in {force}", *assumed, sep="\n")
-    splits, known = _splits(data, card, options.checkpoint)
-    print(known, end="")
+    splits, lines = _splits(data, options.checkpoint)
+    print(f"energies in {energy}, forces in {force}", *assumed, *lines, sep="\n")
     results = {name: _errors(potential, data, frames) for name, frames in splits.items()}
     if options.json:
         write_json(results, options.json)
@@ -97,45 +100,32 @@ def _print(results: dict[str, dict[str, Any]]) -> None:
     print("", table(("split, element", "atoms", "force MAE", "RMSE"), rows), sep="\n")
 
 
-def _splits(data: Dataset, card: Card, path: str) -> tuple[dict[str, Tensor], str]:
-    """Return the frames of each row, and a line where the network was trained on some of them.
+def _splits(data: Dataset, path: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the frames of each row, and lines on those that the network was trained on.
 
-    Rows are the file's split; those of the run where the file has none, but is that of the run.
+    Rows are the file's split; where it has none, what the training used frames for.
     """
     expected, got = "frames that are no isolated atoms", f"{len(data)} of these alone"
     expect(not data.alone.all(), "data", expected, got)
-    molecules = (~data.alone).nonzero().flatten()
-    same = card.fingerprint == data.fingerprint()
-    said = "this is the file that the network was trained on" if same else ""
+    molecules, state = (~data.alone).nonzero().flatten(), checkpoint.read(path)
+    lines = [] if "seen" in state else [NOT_SAID]
+    seen, known = {}, signatures(data)[molecules]
+    for name, theirs in state.get("seen", {}).items():
+        seen[name] = are_among(known, theirs)
+    unseen = ~torch.stack([*seen.values(), torch.zeros(len(molecules)).bool()]).any(dim=0)
     if data.split is not None:
         names, parts = {number: name for name, number in PARTS.items()}, data.split[molecules]
-        rows = {names[number]: molecules[parts == number] for number in parts.unique().tolist()}
-        return rows, said and f"{said}; rows are its own split\n"
-    rows = _rows_of_run(molecules, card, path) if same else {}
-    if rows:
-        return rows, f"{said}; rows are those of the run, unseen are all others\n"
-    more = "training frames are among all, and only last.pt of the run says which"
-    return {"all": molecules}, said and f"{said}; {more}\n"
-
-
-def _rows_of_run(molecules: Tensor, card: Card, path: str) -> dict[str, Tensor]:
-    """Return which frames of its data a run has used, and for what; none if it is not known.
-
-    What says so is the checkpoint, or the run's `last.pt` beside it.
-    """
-    seed = checkpoint.read(path).get("settings", {}).get("seed")
-    for place in (Path(path), Path(path).with_name("last.pt")):
-        try:
-            state = checkpoint.read(place)
-        except (OSError, ValueError):  # nobody has asked for the one beside it
-            continue
-        same = [state["card"].get(name) == getattr(card, name) for name in OF_A_RUN]
-        if all(same) and seed == state.get("settings", {}).get("seed") and "train" in state:
-            rows = {name: state[name].sort().values for name in ("train", "validation")}
-            used = torch.cat([*rows.values()])
-            rows["unseen"] = molecules[~torch.isin(molecules, used)]
-            return {name: frames for name, frames in rows.items() if len(frames)}
-    return {}
+        rows = {names[number]: parts == number for number in parts.unique().tolist()}
+        for part, row in rows.items():
+            counts = {name: int((own & row).sum()) for name, own in seen.items()}
+            lines += [f"{part}: of its {int(row.sum())} frames, {number} {USE[name]}"
+                      for name, number in counts.items() if number]  # fmt: skip
+    elif unseen.all():
+        rows = {"all": unseen}
+    else:
+        rows = {name: own for name, own in (seen | {"unseen": unseen}).items() if own.any()}
+        lines.append(ROWS)
+    return {name: molecules[row] for name, row in rows.items()}, lines
 
 
 def _errors(potential: Potential, data: Dataset, frames: Tensor) -> dict[str, Any]:

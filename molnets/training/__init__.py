@@ -2,6 +2,7 @@
 
 data.py      frames, their edges, and how they are split
 duplicates.py  frames that are there twice
+signatures.py  by what frames are known again
 reading.py   frames from files
 atoms.py     the same from files that ASE reads
 labels.py    energies, forces and virials in their units, and notes on them

@@ -1,10 +1,9 @@
 """Frames that are there twice: to the bit, rounded, moved, or with atoms in other cells.
 
-Candidates are frames of the same elements whose random sums over atoms are close: sums of
-positions, and in cells of sines and cosines, which no lattice vector changes. They are then
-compared atom by atom. Molecules, in no cell, are compared about their centres.
+Candidates are frames whose `signatures` are close. They are then compared atom by atom. Molecules,
+in no cell, are compared about their centres.
 
-Axes:   T frames, N atoms of all frames, n atoms of one, P pairs of frames.
+Axes:   T frames, N atoms of all frames, P pairs of frames.
 Units:  those of the data.
 """
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from molnets.checks import expect
+from molnets.training.signatures import centred, close_pairs, signatures
 
 if TYPE_CHECKING:
     from molnets.training.data import Dataset
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 ROUNDED = 1e-4  # what positions of one frame may differ by; of a trajectory's neighbours it is more
 EQUAL = 1e-6  # closer than this, other labels are a contradiction
 STRICT, LOOSE = 1e-6, 1e-3  # what labels may differ by, of frames that are equal to the bit, or not
-NUM_SUMS = 6
 REACH = 5 * ROUNDED  # of a sum: its standard deviation is below ROUNDED
 PAIRS_AT_ONCE = 1000
 
@@ -80,8 +79,8 @@ def _near_pairs(data: Dataset, frames: Tensor) -> tuple[Tensor, Tensor]:
 
     Molecules may have been moved.
     """
-    pos = _centred(data)
-    pairs = frames[_close_rows(_sums(data, pos)[frames])].sort(dim=1).values
+    pos = centred(data)
+    pairs = frames[close_pairs(signatures(data)[frames], REACH)].sort(dim=1).values
     apart = [_apart(data, pos, some) for some in pairs.split(PAIRS_AT_ONCE)]
     apart = torch.cat(apart) if apart else torch.zeros(0).double()
     near = (apart < ROUNDED) & ~_isolated_twice(data, pairs)
@@ -94,65 +93,6 @@ def _isolated_twice(data: Dataset, pairs: Tensor) -> Tensor:
     if data.split is None:
         return torch.zeros(len(pairs), dtype=torch.bool)
     return data.alone[first] & (data.split[first] != data.split[second])
-
-
-def _close_rows(x: Tensor) -> Tensor:
-    """Return pairs of rows that differ by less than REACH in each column, (P, 2)."""
-    order = x[:, 0].argsort()
-    x, found = x[order], [torch.zeros(0, 2).long()]
-    rows = torch.arange(len(x))
-    for step in range(1, len(x)):
-        rows = rows[rows < len(x) - step]
-        rows = rows[x[rows + step, 0] - x[rows, 0] < REACH]  # sorted: what is too far stays so
-        if len(rows) == 0:
-            break
-        near = rows[((x[rows + step] - x[rows]).abs() < REACH).all(dim=1)]
-        found.append(order[torch.stack([near, near + step], dim=1)])
-    return torch.cat(found)
-
-
-def _centred(data: Dataset) -> Tensor:
-    """Return positions, (N, 3), those of molecules in no cell about the mean of their atoms."""
-    frame = torch.arange(len(data)).repeat_interleave(data.n_atoms)
-    means = torch.zeros(len(data), 3).double().index_add(0, frame, data.pos)
-    means /= data.n_atoms.view(-1, 1)
-    means[data.alone] = 0.0
-    if data.cells is not None:
-        means[data.cells.flatten(1).any(dim=1)] = 0.0
-    return data.pos - means[frame]
-
-
-def _sums(data: Dataset, pos: Tensor) -> Tensor:
-    """Return what is close for frames that are close, (T, NUM_SUMS), and far for other elements.
-
-    With random weights u, v, w of atom i of a frame, these are
-    Σ_i (w_i·r⊥_i + Σ_a |c_a|/2π (u_ia cos 2πs_ia + v_ia sin 2πs_ia)) / √(3n), and the cell's.
-    s_ia is the coordinate along c_a, a periodic lattice vector; r⊥_i is what is left.
-    """
-    T, n = len(data), data.n_atoms
-    frame = torch.arange(T).repeat_interleave(n)
-    atom = torch.arange(len(frame)) - data.first[frame]  # counted from 0 in every frame
-    draw = torch.Generator().manual_seed(0)
-    code = torch.randint(2**62, (int(n.max()),), generator=draw)
-    code = torch.zeros(T).long().index_add(0, frame, (data.z + 1) * code[atom])
-    sums, parts, cells = [], [pos], torch.zeros(T, 9).double()
-    if data.cells is not None:
-        cells = data.cells.view(T, 9)
-        s = torch.einsum("ni,nij->nj", pos, torch.linalg.pinv(data.cells)[frame])
-        rest = pos - torch.einsum("nj,nji->ni", s, data.cells[frame])
-        length = data.cells.norm(dim=2)[frame] / (2 * math.pi)
-        turn = 2 * math.pi * s
-        parts = [rest, length * turn.cos(), length * turn.sin()]
-    for _ in range(NUM_SUMS):
-        each = torch.zeros(len(frame)).double()
-        for part in parts:
-            w = torch.randn(int(n.max()), 3, generator=draw).double()
-            each += (w[atom] * part).sum(dim=1)
-        total = torch.zeros(T).double().index_add(0, frame, each) / (3 * n).sqrt()
-        sums.append(total + cells @ torch.randn(9, generator=draw).double() / 3)
-    sums = torch.stack(sums, dim=1)
-    sums[:, 0] += code.unique(return_inverse=True)[1] * (sums[:, 0].max() - sums[:, 0].min() + 1)
-    return sums
 
 
 def _apart(data: Dataset, pos: Tensor, pairs: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from molnets.potential import NUM_ELEMENTS, Potential, fit_element_energies, sum
 from molnets.training.data import Dataset
 from molnets.training.engines import judge_of, laid_out, make_steps, make_update
 from molnets.training.errors import Evaluation, evaluate, factors_of, loss_of
+from molnets.training.signatures import signatures
 
 NOT_NEGATIVE = ("minutes", "weight_decay", "rho_energy", "rho_forces", "rho_stress",
                 "clip_norm", "patience")  # fmt: skip
@@ -158,6 +159,8 @@ class Trainer:
         self._check(len(train), len(validation), settings)
         self.potential, self.data = potential, data
         self.train, self.validation = train, validation
+        known = signatures(data)
+        self._seen = {"train": known[train], "validation": known[validation]}
         self.ema, self.kept = (copy.deepcopy(potential).requires_grad_(False) for _ in range(2))
         trained = [weight.requires_grad for weight in potential.parameters()]
         self.weights, self.averages, best = (
@@ -343,7 +346,7 @@ class Trainer:
             kept=self.kept.state_dict(), optimizer=self.optimizer.state_dict(),
             history=history, epoch=self.epoch, seconds=self.seconds, best=self.best,
             since_best=self.since_best, ahead=self.ahead,
-            train=self.train, validation=self.validation,
+            train=self.train, validation=self.validation, seen=self._seen,
         )  # fmt: skip
         return checkpoint.copied(state)
 
@@ -356,7 +359,7 @@ class Trainer:
         self._unsaved, self._saved_at = None, time.perf_counter()
 
     def _write_what_follows(self, state: dict[str, Any]) -> None:
-        best = {name: state[name] for name in ("format", "card", "dtype", "settings")}
+        best = {name: state[name] for name in ("format", "card", "dtype", "settings", "seen")}
         self.save(best | {"model": state["kept"]}, self.out / "best.pt")
         if state["history"]:
             write_csv(state["history"], self.out / "history.csv")
@@ -396,4 +399,4 @@ class Trainer:
             setattr(self, name, copy.copy(state[name]))
         self.ahead = state.get("ahead", 0.0)  # earlier versions had none
         if self.rank == 0:
-            self._write_what_follows(state)
+            self._write_what_follows(state | {"seen": self._seen})
