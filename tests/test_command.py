@@ -30,7 +30,7 @@ from molnets.command.table import table
 from molnets.command.train import by_heart
 from molnets.dynamics import lennard_jones
 from molnets.networks import NETWORKS, schnet
-from molnets.training import Settings, Source, Trainer, evaluate, load, recipes, split
+from molnets.training import Dataset, Settings, Source, Trainer, evaluate, load, recipes, split
 
 BRIEF = [*FLAGS, "--epochs=2"]
 UNITS = ["--energy-unit=eV", "--length-unit=Å"]
@@ -373,6 +373,26 @@ def test_checkpoint_that_does_not_say_what_it_has_seen_is_told(trained, tmp_path
     path = with_card(trained / "best.pt", tmp_path / "lone.pt")
     assert list(run(["test", str(path), str(npz(tmp_path / "data.npz"))])) == ["all"]
     assert "the checkpoint does not say which frames trained" in capsys.readouterr().out
+
+
+def test_doubtful_frames_of_each_part_are_named(tmp_path, capsys, monkeypatch):
+    def first(found, data: Dataset, frames: torch.Tensor) -> dict[str, list[int]]:
+        assert len(found.energies) == len(frames)
+        return {"energies": [], "forces": frames[:1].tolist()}
+
+    for name in ("train", "test"):
+        monkeypatch.setattr(sys.modules[f"molnets.command.{name}"], "doubtful", first)
+    data, out = npz(tmp_path / "data.npz"), tmp_path / "run"
+    found = run(["train", str(data), "--out", str(out), *BRIEF])["doubtful"]
+    state = checkpoint.read(out / "last.pt")
+    used = torch.cat([state["train"], state["validation"]]).tolist()
+    assert len(found["forces"]) == 3 and found["energies"] == []
+    assert {int(state["train"][0]), int(state["validation"][0])} < {*found["forces"]}
+    assert len({*found["forces"]} - {*used}) == 1  # and one of the test
+    said = re.compile(r"^forces of frames ([0-9, ]+) \(", re.MULTILINE)
+    assert said.findall(capsys.readouterr().out) == [", ".join(map(str, found["forces"]))]
+    run(["test", str(out / "best.pt"), str(data)])
+    assert len(said.findall(capsys.readouterr().out)) == 3
 
 
 def test_data_in_other_units_is_refused(trained, tmp_path):

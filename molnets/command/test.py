@@ -16,9 +16,9 @@ from molnets.checks import expect, expect_elements
 from molnets.command.table import table
 from molnets.files import write_json
 from molnets.options import add_options, chosen
-from molnets.potential import Potential
 from molnets.training.data import PARTS, Dataset
-from molnets.training.errors import evaluate, force_errors_by_element
+from molnets.training.doubtful import doubtful, in_words
+from molnets.training.errors import Evaluation, evaluate, force_errors_by_element
 from molnets.training.reading import load
 from molnets.training.signatures import are_among, signatures
 from molnets.training.source import Source
@@ -59,10 +59,13 @@ def run(options: Namespace) -> dict[str, Any]:
     energy, force = (unit or "the data's units" for unit in card.units())
     splits, lines = _splits(data, options.checkpoint)
     print(f"energies in {energy}, forces in {force}", *assumed, *lines, sep="\n")
-    results = {name: _errors(potential, data, frames) for name, frames in splits.items()}
+    found = {name: evaluate(potential, data, frames) for name, frames in splits.items()}
+    results = {name: _errors(found[name], data, frames) for name, frames in splits.items()}
     if options.json:
         write_json(results, options.json)
     _print(results)
+    for name, frames in splits.items():
+        print(in_words(doubtful(found[name], data, frames)), end="")
     return results
 
 
@@ -128,8 +131,8 @@ def _splits(data: Dataset, path: str) -> tuple[dict[str, Tensor], list[str]]:
     return {name: molecules[row] for name, row in rows.items()}, lines
 
 
-def _errors(potential: Potential, data: Dataset, frames: Tensor) -> dict[str, Any]:
-    errors, energies, forces, _ = evaluate(potential, data, frames)
+def _errors(found: Evaluation, data: Dataset, frames: Tensor) -> dict[str, Any]:
+    errors, energies, forces, _ = found
     finite = bool(energies.isfinite().all() and forces.isfinite().all())
     expect(finite, "checkpoint", "finite energies and forces", "others, of some frames")
     target = data.take(frames, torch.float64)

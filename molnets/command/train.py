@@ -10,6 +10,7 @@ import platform
 from argparse import ArgumentParser, Namespace
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from molnets.dynamics.figures import learning_curve_figure, parity_figure
 from molnets.files import alone_in, write_json, write_whole
 from molnets.networks import NETWORKS, sizes_of
 from molnets.options import add_options, chosen
+from molnets.potential import Potential
 from molnets.training import recipes
 from molnets.training.consistency import check_units
 from molnets.training.data import PARTS, Dataset, joined, split
+from molnets.training.doubtful import doubtful, in_words
 from molnets.training.engines import ENGINES
-from molnets.training.errors import evaluate
+from molnets.training.errors import Evaluation, evaluate
 from molnets.training.reading import load
 from molnets.training.source import Source
 from molnets.training.trainer import Settings, Trainer, standardized
@@ -305,7 +308,8 @@ def report(trainer: Trainer, data: Dataset, test: Tensor) -> dict[str, Any]:
     matplotlib.rcParams.update(FIGURE_STYLE)
     best, out = trainer.out / "best.pt", trainer.out
     potential = checkpoint.load(best)
-    errors, energy, forces, _ = evaluate(potential, data, test)
+    tested = evaluate(potential, data, test)
+    errors, energy, forces, _ = tested
     checkpoint.with_errors(best, errors.known())
     card = potential.card
     metrics = {f"test_{name}": value for name, value in errors.known().items()}
@@ -317,6 +321,7 @@ def report(trainer: Trainer, data: Dataset, test: Tensor) -> dict[str, Any]:
         "machine": platform.machine(), "settings": asdict(trainer.settings),
         "network": card.network, "sizes": card.sizes,
         "energy_unit": card.energy_unit, "length_unit": card.length_unit,
+        "doubtful": _doubtful(potential, trainer, (test, tested)),
     }  # fmt: skip
     write_json(metrics, out / "metrics.json")
     _draw(trainer, data, test, (energy, forces))
@@ -324,8 +329,18 @@ def report(trainer: Trainer, data: Dataset, test: Tensor) -> dict[str, Any]:
              "virial per atom": errors.virial_per_atom_mae}  # fmt: skip
     known = [f"{name} MAE {x:.4g}" for name, x in shown.items() if not math.isnan(x)]
     print(f"test: {', '.join(known)}; of {_which(trainer.history)}; in {out}")
-    print(by_heart(trainer.history), end="")
+    print(by_heart(trainer.history), in_words(metrics["doubtful"]), sep="", end="")
     return metrics
+
+
+def _doubtful(
+    potential: Potential, trainer: Trainer, test: tuple[Tensor, Evaluation]
+) -> dict[str, list[int]]:
+    """Return the frames of the run whose labels are doubtful, by the label's name."""
+    parts = [(frames, evaluate(potential, trainer.data, frames))
+             for frames in (trainer.train, trainer.validation) if len(frames)]  # fmt: skip
+    found = [doubtful(said, trainer.data, frames) for frames, said in (*parts, test)]
+    return {name: sorted(chain(*(each[name] for each in found))) for name in found[0]}
 
 
 def _which(history: list[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ atoms.py     the same from files that ASE reads
 labels.py    energies, forces and virials in their units, and notes on them
 source.py    how files are to be read: keys and units
 consistency.py  whether energies and forces belong together
+doubtful.py  frames whose labels no network fits
 errors.py    the loss, and errors over all and by element
 engines.py   what computes the loss of a step and its gradient
 trainer.py   the loop, its settings, and its checkpoints
