@@ -58,7 +58,7 @@ def signatures(data: Dataset) -> Tensor:
         length = data.cells.norm(dim=2)[frame] / (2 * math.pi)
         turn = 2 * math.pi * s
         parts = [rest, length * turn.cos(), length * turn.sin()]
-    sums = [code.double() % 2.0**52]
+    sums = [(code % 2**52).double()]
     for number in range(NUM_SUMS):
         each = torch.zeros(len(frame)).double()
         for place, part in enumerate(parts):
