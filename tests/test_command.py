@@ -299,7 +299,7 @@ def test_errors_of_each_split_and_element_are_those_of_numpy(trained, tmp_path, 
                    "--json", str(path)])  # fmt: skip
     text = capsys.readouterr().out
     assert "energies in eV, forces in eV/Å" in text
-    assert "train: of its 16 frames, " in text
+    assert re.search(r"^train: [0-9]+ of its 16 frames trained this network$", text, re.MULTILINE)
     assert json.loads(path.read_text()) == results
     rows, potential = rows_of(text), checkpoint.load(trained / "best.pt")
     with np.load(trained / "data.npz") as file:
@@ -343,7 +343,9 @@ def test_frames_that_the_network_has_seen_have_rows_of_their_own(tmp_path, capsy
     capsys.readouterr()
     for path in (out / "best.pt", out / "last.pt"):
         results = run(["test", str(path), str(data), *UNITS])
-        assert "unseen are all others" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "train: frames that trained this network\nvalidation: frames that chose its" in said
+        assert "\nunseen: frames that did neither\n" in said
         assert frames_of(results) == {"train": 16, "validation": 4, "unseen": 4}
     assert results["train"]["force_mae"] != results["unseen"]["force_mae"]  # control
     results = run(["test", str(out / "best.pt"), str(tmp_path / "some.extxyz"), *UNITS])
@@ -363,16 +365,30 @@ def test_frames_of_a_files_own_split_that_the_network_has_seen_are_counted(tmp_p
     results = run(["test", str(out / "best.pt"), str(npz(tmp_path / "b.npz", split=codes)), *UNITS])
     assert frames_of(results) == {"train": 5, "test": 19}
     text = capsys.readouterr().out
-    assert "train: of its 5 frames, 5 trained this network\n" in text
-    assert "test: of its 19 frames, 11 trained this network\n" in text
-    assert "test: of its 19 frames, 4 chose its weights\n" in text
-    assert "train: of its 5 frames, 0" not in text
+    assert "train: 5 of its 5 frames trained this network\n" in text
+    assert "test: 11 of its 19 frames trained this network\n" in text
+    assert "test: 4 of its 19 frames chose its weights\n" in text
+    assert "train: 0 of" not in text
 
 
 def test_checkpoint_that_does_not_say_what_it_has_seen_is_told(trained, tmp_path, capsys):
     path = with_card(trained / "best.pt", tmp_path / "lone.pt")
     assert list(run(["test", str(path), str(npz(tmp_path / "data.npz"))])) == ["all"]
-    assert "the checkpoint does not say which frames trained" in capsys.readouterr().out
+    assert "not known which frames trained the network" in capsys.readouterr().out
+    assert list(run(["test", str(path), str(trained / "data.npz"), *UNITS])) == ["train", "test"]
+    assert "the network was trained on frames of this file\n" in capsys.readouterr().out
+
+
+def test_frames_of_no_weight_are_unseen(tmp_path):
+    weights = np.ones(24)
+    weights[::2] = 0.0
+    data, out = npz(tmp_path / "data.npz", weights=weights), tmp_path / "run"
+    run(["train", str(data), "--out", str(out), *BRIEF, *UNITS])
+    results = run(["test", str(out / "best.pt"), str(data), *UNITS])
+    train = checkpoint.read(out / "last.pt")["train"]
+    counted = int((train % 2 == 1).sum())
+    assert 0 < counted < 16
+    assert frames_of(results) == {"train": counted, "validation": 4, "unseen": 20 - counted}
 
 
 def test_doubtful_frames_of_each_part_are_named(tmp_path, capsys, monkeypatch):
@@ -391,8 +407,9 @@ def test_doubtful_frames_of_each_part_are_named(tmp_path, capsys, monkeypatch):
     assert len({*found["forces"]} - {*used}) == 1  # and one of the test
     said = re.compile(r"^forces of frames ([0-9, ]+) \(", re.MULTILINE)
     assert said.findall(capsys.readouterr().out) == [", ".join(map(str, found["forces"]))]
+    assert json.loads((out / "metrics.json").read_text())["doubtful"] == found
     run(["test", str(out / "best.pt"), str(data)])
-    assert len(said.findall(capsys.readouterr().out)) == 3
+    assert len(said.findall(capsys.readouterr().out)[0].split(", ")) == 3
 
 
 def test_data_in_other_units_is_refused(trained, tmp_path):

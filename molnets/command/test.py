@@ -28,9 +28,7 @@ DESCRIPTION = (
     "for those that trained it and those it has not seen, and for the forces on each element."
 )
 USE = {"train": "trained this network", "validation": "chose its weights"}
-ROWS = ("frames of this file have trained this network, train, or chosen its weights, validation; "
-        "unseen are all others")  # fmt: skip
-NOT_SAID = "the checkpoint does not say which frames trained the network: they may be among these"
+UNSEEN = "unseen"
 
 
 def add_arguments(parser: ArgumentParser, arguments: list[str]) -> None:
@@ -57,15 +55,20 @@ def run(options: Namespace) -> dict[str, Any]:
     expect_elements(card, data.z.tolist(), "data")
     assumed = _assumed(card, data)
     energy, force = (unit or "the data's units" for unit in card.units())
-    splits, lines = _splits(data, options.checkpoint)
+    splits, uses, lines = _splits(data, card, checkpoint.read(options.checkpoint).get("seen"))
     print(f"energies in {energy}, forces in {force}", *assumed, *lines, sep="\n")
     found = {name: evaluate(potential, data, frames) for name, frames in splits.items()}
     results = {name: _errors(found[name], data, frames) for name, frames in splits.items()}
     if options.json:
         write_json(results, options.json)
     _print(results)
-    for name, frames in splits.items():
-        print(in_words(doubtful(found[name], data, frames)), end="")
+    known = [(frames, found[name]) for name, frames in splits.items()]
+    named = []
+    for frames in uses.values():
+        same = (said for other, said in known if torch.equal(other, frames))
+        said = next(same, None) or evaluate(potential, data, frames)
+        named.append(doubtful(said, data, frames))
+    print(in_words(named), end="")
     return results
 
 
@@ -103,32 +106,42 @@ def _print(results: dict[str, dict[str, Any]]) -> None:
     print("", table(("split, element", "atoms", "force MAE", "RMSE"), rows), sep="\n")
 
 
-def _splits(data: Dataset, path: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the frames of each row, and lines on those that the network was trained on.
+def _splits(
+    data: Dataset, card: Card, seen: dict[str, Tensor] | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+    """Return the frames of each row, what the training used frames for, and lines that say so.
 
-    Rows are the file's split; where it has none, what the training used frames for.
+    Rows are the file's split; where it has none, what the training used the frames for.
+
+    Args:
+        data: the frames.
+        card: that of the model.
+        seen: signatures of frames by what the training used them for; None if that is not known.
     """
     expected, got = "frames that are no isolated atoms", f"{len(data)} of these alone"
     expect(not data.alone.all(), "data", expected, got)
-    molecules, state = (~data.alone).nonzero().flatten(), checkpoint.read(path)
-    lines = [] if "seen" in state else [NOT_SAID]
-    seen, known = {}, signatures(data)[molecules]
-    for name, theirs in state.get("seen", {}).items():
-        seen[name] = are_among(known, theirs)
-    unseen = ~torch.stack([*seen.values(), torch.zeros(len(molecules)).bool()]).any(dim=0)
+    molecules = (~data.alone).nonzero().flatten()
+    known, left, uses, lines = signatures(data)[molecules], molecules, {}, []
+    for name, theirs in (seen or {}).items():
+        uses[name] = molecules[are_among(known, theirs)]
+        left = left[~torch.isin(left, uses[name])]
+    uses = {name: own for name, own in (uses | {UNSEEN: left}).items() if len(own)}
+    if seen is None:
+        same = card.fingerprint == data.fingerprint()
+        lines.append("the network was trained on frames of this file" if same else "it is not known"
+                     " which frames trained the network; they may be among these")  # fmt: skip
     if data.split is not None:
-        names, parts = {number: name for name, number in PARTS.items()}, data.split[molecules]
-        rows = {names[number]: parts == number for number in parts.unique().tolist()}
-        for part, row in rows.items():
-            counts = {name: int((own & row).sum()) for name, own in seen.items()}
-            lines += [f"{part}: of its {int(row.sum())} frames, {number} {USE[name]}"
-                      for name, number in counts.items() if number]  # fmt: skip
-    elif unseen.all():
-        rows = {"all": unseen}
+        rows = {name: molecules[data.split[molecules] == code] for name, code in PARTS.items()}
+        rows = {name: frames for name, frames in rows.items() if len(frames)}
+        lines += [f"{row}: {n} of its {len(frames)} frames {USE[name]}"
+                  for row, frames in rows.items() for name, own in uses.items()
+                  if name in USE and (n := int(torch.isin(frames, own).sum()))]  # fmt: skip
+    elif [*uses] == [UNSEEN]:
+        rows = {"all": molecules}
     else:
-        rows = {name: own for name, own in (seen | {"unseen": unseen}).items() if own.any()}
-        lines.append(ROWS)
-    return {name: molecules[row] for name, row in rows.items()}, lines
+        rows = uses
+        lines += [f"{name}: frames that {USE.get(name, 'did neither')}" for name in rows]
+    return rows, uses if seen is not None else {}, lines
 
 
 def _errors(found: Evaluation, data: Dataset, frames: Tensor) -> dict[str, Any]:

@@ -27,18 +27,18 @@ from molnets.dynamics.figures import learning_curve_figure, parity_figure
 from molnets.files import alone_in, write_json, write_whole
 from molnets.networks import NETWORKS, sizes_of
 from molnets.options import add_options, chosen
-from molnets.potential import Potential
 from molnets.training import recipes
 from molnets.training.consistency import check_units
 from molnets.training.data import PARTS, Dataset, joined, split
 from molnets.training.doubtful import doubtful, in_words
-from molnets.training.engines import ENGINES
+from molnets.training.engines import ENGINES, judge_of
 from molnets.training.errors import Evaluation, evaluate
 from molnets.training.reading import load
 from molnets.training.source import Source
 from molnets.training.trainer import Settings, Trainer, standardized
 from schnet_helpers import FIGURE_STYLE
 
+MOST_DOUBTED = 10_000  # of the training frames: no more than an epoch
 DESCRIPTION = (
     "Train a network on energies and forces. Writes best.pt, last.pt, metrics.json, history.csv "
     "and figures into a folder."
@@ -321,7 +321,6 @@ def report(trainer: Trainer, data: Dataset, test: Tensor) -> dict[str, Any]:
         "machine": platform.machine(), "settings": asdict(trainer.settings),
         "network": card.network, "sizes": card.sizes,
         "energy_unit": card.energy_unit, "length_unit": card.length_unit,
-        "doubtful": _doubtful(potential, trainer, (test, tested)),
     }  # fmt: skip
     write_json(metrics, out / "metrics.json")
     _draw(trainer, data, test, (energy, forces))
@@ -329,18 +328,21 @@ def report(trainer: Trainer, data: Dataset, test: Tensor) -> dict[str, Any]:
              "virial per atom": errors.virial_per_atom_mae}  # fmt: skip
     known = [f"{name} MAE {x:.4g}" for name, x in shown.items() if not math.isnan(x)]
     print(f"test: {', '.join(known)}; of {_which(trainer.history)}; in {out}")
-    print(by_heart(trainer.history), in_words(metrics["doubtful"]), sep="", end="")
+    print(by_heart(trainer.history), end="", flush=True)
+    found = _doubtful(trainer, (test, tested))  # last: whoever has no time for it misses no more
+    print(in_words(found), end="")
+    metrics["doubtful"] = {name: sorted(chain(*(x[name] for x in found))) for name in found[0]}
+    write_json(metrics, out / "metrics.json")
     return metrics
 
 
-def _doubtful(
-    potential: Potential, trainer: Trainer, test: tuple[Tensor, Evaluation]
-) -> dict[str, list[int]]:
-    """Return the frames of the run whose labels are doubtful, by the label's name."""
-    parts = [(frames, evaluate(potential, trainer.data, frames))
-             for frames in (trainer.train, trainer.validation) if len(frames)]  # fmt: skip
-    found = [doubtful(said, trainer.data, frames) for frames, said in (*parts, test)]
-    return {name: sorted(chain(*(each[name] for each in found))) for name in found[0]}
+def _doubtful(trainer: Trainer, test: tuple[Tensor, Evaluation]) -> list[dict[str, list[int]]]:
+    """Return the frames of each part of the run whose labels are doubtful, by the label's name."""
+    model = trainer.kept
+    judge = judge_of(trainer.settings.engine, model)
+    parts = [part[:MOST_DOUBTED] for part in (trainer.counted, trainer.validation) if len(part)]
+    found = [(part, evaluate(model, trainer.data, part, forces_of=judge)) for part in parts]
+    return [doubtful(said, trainer.data, frames) for frames, said in (*found, test)]
 
 
 def _which(history: list[dict[str, Any]]) -> str:

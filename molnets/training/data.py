@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,8 @@ class Dataset:
 
     Attributes:
         notes: what was found and done when the data were read, line by line.
+        numbers: of the frames as they were read, from 0 and through all files, (T,).
+        num_read: how many there were.
         energy_unit: unit of the energies, if it is known; forces are energy / length.
         length_unit: unit of the positions, if it is known.
 
@@ -98,6 +101,7 @@ class Dataset:
             alone &= ~self.cells.flatten(1).any(dim=1) if self.cells is not None else True
         self.alone = alone.bool() & self.labels[:, 0]
         self.notes: list[str] = []
+        self.numbers, self.num_read = torch.arange(num_frames), num_frames
         self.first = self.n_atoms.cumsum(0) - self.n_atoms
         self.energy_unit = self.length_unit = UNKNOWN
         self._edges: dict[float, FrameEdges] = {}
@@ -138,6 +142,7 @@ class Dataset:
         )  # fmt: skip
         data.energy_unit, data.length_unit = self.energy_unit, self.length_unit
         data.notes = [*self.notes]
+        data.numbers, data.num_read = self.numbers[frames], self.num_read
         return data
 
     def without_duplicates(self) -> Dataset:
@@ -299,6 +304,10 @@ def joined(parts: Sequence[Dataset], codes: Sequence[int | None] = ()) -> Datase
     data = Dataset(**whole, **optional, split=torch.cat(split) if given else None)
     data.energy_unit, data.length_unit = first.energy_unit, first.length_unit
     data.notes = [note for part in parts for note in part.notes]
+    counts = [0, *(part.num_read for part in parts)]
+    before = accumulate(counts)
+    data.numbers = torch.cat([part.numbers + n for part, n in zip(parts, before, strict=False)])
+    data.num_read = sum(counts)
     return data
 
 

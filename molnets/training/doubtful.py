@@ -10,6 +10,9 @@ Units:  those of the data.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -18,17 +21,18 @@ from molnets.training.errors import Evaluation
 
 FORCES_OFF = 4.0  # times the median of the frames, and of what is left where forces are divided out
 OF_FORCES = 0.4  # of a frame's forces: an error below is no mistake, but what is hard
-ENERGIES_OFF = 30.0  # times the median of the errors for each atom, in frames whose forces fit
+ENERGIES_OFF = 30.0  # times the median of frames of the same atoms, where the forces fit
 FEWEST = 10  # frames whose median says anything
 SHOWN = 10
 
 
 def doubtful(found: Evaluation, data: Dataset, frames: Tensor) -> dict[str, list[int]]:
-    """Return the frames whose energies or forces are doubtful, by the label's name.
+    """Return the numbers, as they were read, of frames with doubtful energies or forces, by name.
 
     Errors of forces are those of the frame, RMS, and their ratios to its forces, RMS. A model that
     has learned nothing doubts nothing: all its ratios are near 1. An energy is doubtful where the
-    forces are known and fit: where neither does, the frame may be unlike all others.
+    forces are known and fit: where neither does, the frame may be unlike all others. Stresses are
+    not judged.
 
     Args:
         found: what the model says of the frames.
@@ -41,11 +45,26 @@ def doubtful(found: Evaluation, data: Dataset, frames: Tensor) -> dict[str, list
     frame = torch.arange(len(frames)).repeat_interleave(n)
     size, off = (_rms(x, frame, n) for x in (target.forces, found.forces - target.forces))
     ratio = torch.where(off > 0, off / size, 0.0)
-    hard = _far(off, with_forces, FORCES_OFF)
-    forces = with_forces & hard & _far(ratio, with_forces, FORCES_OFF) & (ratio > OF_FORCES)
-    off = (found.energies - target.energies).flatten().abs() / n
-    energies = with_energy & with_forces & ~hard & _far(off, with_energy, ENERGIES_OFF)
-    return {"energies": frames[energies].tolist(), "forces": frames[forces].tolist()}
+    usual = with_forces & (size > 0)  # not those at rest, which are too easy
+    hard = _far(off, usual, FORCES_OFF)
+    forces = with_forces & hard & _far(ratio, usual, FORCES_OFF) & (ratio > OF_FORCES)
+    energies = torch.zeros(len(frames), dtype=torch.bool)
+    if int(usual.sum()) >= FEWEST:
+        off = (found.energies - target.energies).flatten().abs()
+        for same in _of_same_atoms(target.z, frame, len(frames)):
+            energies |= same & _far(off, same & with_energy, ENERGIES_OFF)
+        energies &= with_energy & with_forces & ~hard
+    named = {"energies": energies, "forces": forces}
+    return {name: data.numbers[frames[own]].tolist() for name, own in named.items()}
+
+
+def _of_same_atoms(z: Tensor, frame: Tensor, num_frames: int) -> list[Tensor]:
+    """Return which frames hold the same atoms, (T,) each, where these are many."""
+    elements, place = z.flatten().unique(return_inverse=True)
+    counts = torch.zeros(num_frames, len(elements)).long()
+    counts.index_put_((frame, place), torch.ones_like(frame), accumulate=True)
+    _, kind, many = counts.unique(dim=0, return_inverse=True, return_counts=True)
+    return [kind == k for k in (many >= FEWEST).nonzero().flatten()]
 
 
 def _rms(x: Tensor, frame: Tensor, n: Tensor) -> Tensor:
@@ -54,19 +73,20 @@ def _rms(x: Tensor, frame: Tensor, n: Tensor) -> Tensor:
     return (squares / (3 * n)).sqrt()
 
 
-def _far(x: Tensor, known: Tensor, times: float) -> Tensor:
-    """Return which values, (T,), are above so many times the median of those that are known."""
-    few = int(known.sum()) < FEWEST
-    return torch.zeros(len(x)).bool() if few else x > times * x[known].median()
+def _far(x: Tensor, usual: Tensor, times: float) -> Tensor:
+    """Return which values, (T,), are above so many times the median of usual ones."""
+    few = int(usual.sum()) < FEWEST
+    return torch.zeros(len(x)).bool() if few else x > times * x[usual].median()
 
 
-def in_words(found: dict[str, list[int]]) -> str:
-    """Return lines that name doubtful frames; nothing where there are none."""
-    text = ""
-    for name, frames in found.items():
+def in_words(found: Iterable[dict[str, list[int]]]) -> str:
+    """Return lines that name doubtful frames of several parts; nothing where there are none."""
+    text, found = "", [*found]
+    for name in ("energies", "forces"):
+        frames = sorted(chain(*(each[name] for each in found)))
         shown = ", ".join(map(str, frames[:SHOWN])) + ", …" * (len(frames) > SHOWN)
         if frames:
-            count = f"{len(frames)}, counted from 0 as they are read"
+            count = f"{len(frames)}, counted from 0 through all files"
             text += f"{name} of frames {shown} ({count}) are far from what the network says, "
             text += "unlike the others': are they right?\n"
     return text

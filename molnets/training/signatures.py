@@ -20,10 +20,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from molnets.training.data import Dataset
 
-NUM_SUMS = 6
+NUM_SUMS = 12
 PARTS = 4  # of a sum: positions, cosines, sines, the cell
 LARGEST_CODE = 2**40  # so that float64 holds the sum of many
-ROUNDED = 2e-5  # what sums of one frame differ by that was written with five decimals or more
+ROUNDED = 6e-5  # what sums differ by, RMS, of one frame with four decimals: 3e-5, and of no others
+REACH = 3e-4  # what each of them may differ by
 
 
 def centred(data: Dataset) -> Tensor:
@@ -48,8 +49,9 @@ def signatures(data: Dataset) -> Tensor:
     frame = torch.arange(T).repeat_interleave(n)
     atom = torch.arange(len(frame)) - data.first[frame]  # counted from 0 in every frame
     most = int(n.max())
-    codes = torch.from_numpy(np.random.default_rng(0).integers(LARGEST_CODE, size=most))
-    code = torch.zeros(T).long().index_add(0, frame, (data.z + 1) * codes[atom])
+    codes = np.random.RandomState(0).randint(LARGEST_CODE, size=most, dtype=np.int64)
+    coded = (data.z + 1) * torch.from_numpy(codes)[atom]
+    code = torch.zeros(T).long().index_add(0, frame, coded)
     parts, cells = [pos], torch.zeros(T, 9).double()
     if data.cells is not None:
         cells = data.cells.view(T, 9)
@@ -70,7 +72,7 @@ def signatures(data: Dataset) -> Tensor:
 
 def _weights(number: int, place: int, rows: int) -> Tensor:
     """Return the weights of a part of a sum, (rows, 3): the first ones for however many rows."""
-    draw = np.random.default_rng([number, place])
+    draw = np.random.RandomState(PARTS * number + place)  # whose numbers no version changes
     return torch.from_numpy(draw.standard_normal((rows, 3)))
 
 
@@ -93,8 +95,15 @@ def close_pairs(signatures: Tensor, reach: float) -> Tensor:
 
 
 def are_among(some: Tensor, others: Tensor) -> Tensor:
-    """Return whether frames are among others up to rounding, (T,), both by their signatures."""
-    pairs = close_pairs(torch.cat([some, others]), ROUNDED).sort(dim=1).values
+    """Return whether frames are among others up to rounding, (T,), both by their signatures.
+
+    Atoms in another order, a rotation, or a crystal that was moved as a whole make another frame.
+    Of n atoms, one that moved by 2e-4 √n of the unit of length or less is not noticed.
+    """
+    both = torch.cat([some, others])
+    pairs = close_pairs(both, REACH).sort(dim=1).values
+    pairs = pairs[(pairs[:, 0] < len(some)) & (pairs[:, 1] >= len(some))]
+    apart = (both[pairs[:, 0], 1:] - both[pairs[:, 1], 1:]).square().mean(dim=1).sqrt()
     found = torch.zeros(len(some), dtype=torch.bool)
-    found[pairs[(pairs[:, 0] < len(some)) & (pairs[:, 1] >= len(some)), 0]] = True
+    found[pairs[apart < ROUNDED, 0]] = True
     return found

@@ -140,6 +140,7 @@ class Trainer:
         out: folder for `last.pt`, from which training can go on, `best.pt` and `history.csv`.
 
     Attributes:
+        counted: those of the frames to train on that count in the loss, (S,).
         weights: the trained weights.
         averages: their running averages.
         kept: the potential with the best weights so far.
@@ -159,8 +160,6 @@ class Trainer:
         self._check(len(train), len(validation), settings)
         self.potential, self.data = potential, data
         self.train, self.validation = train, validation
-        known = signatures(data)
-        self._seen = {"train": known[train], "validation": known[validation]}
         self.ema, self.kept = (copy.deepcopy(potential).requires_grad_(False) for _ in range(2))
         trained = [weight.requires_grad for weight in potential.parameters()]
         self.weights, self.averages, best = (
@@ -179,6 +178,9 @@ class Trainer:
         for name, part in (("train", train), ("validation", validation)):
             counts = bool((self.factors[part] > 0).any())
             expect(counts, name, "frames with labels that count in the loss", "none")
+        self.counted = train[(self.factors[train] > 0).any(dim=1)]
+        known = signatures(data)
+        self._seen = {"train": known[self.counted], "validation": known[validation]}
         make_folder(self.out)
         remove_unfinished(self.out)
         self.steps = make_steps(settings.engine, potential, data, self.factors)
@@ -346,9 +348,9 @@ class Trainer:
             kept=self.kept.state_dict(), optimizer=self.optimizer.state_dict(),
             history=history, epoch=self.epoch, seconds=self.seconds, best=self.best,
             since_best=self.since_best, ahead=self.ahead,
-            train=self.train, validation=self.validation, seen=self._seen,
+            train=self.train, validation=self.validation,
         )  # fmt: skip
-        return checkpoint.copied(state)
+        return checkpoint.copied(state) | {"seen": self._seen}
 
     def _write_unsaved(self) -> None:
         """Write the last epoch that was finished: `last.pt`, and what follows from it."""
