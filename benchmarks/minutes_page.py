@@ -172,8 +172,10 @@ def kernel_table(rows: list[Row]) -> list[str]:
     return table(head, lines) if lines else []
 
 
-def best_within(rows: list[Row], minutes: float) -> list[tuple[float, str]]:
-    """Return force errors and labels of what a budget buys, the best first.
+def best_within(
+    rows: list[Row], minutes: float, name: str = "force_mae"
+) -> list[tuple[float, str]]:
+    """Return errors and labels of what a budget buys, the best first.
 
     A network counts with its training of just this budget, a kernel with its best that took no
     longer.
@@ -182,19 +184,19 @@ def best_within(rows: list[Row], minutes: float) -> list[tuple[float, str]]:
     for case, what in CASES.items():
         own = [row for row in rows if row["case"] == case]
         if what.kind == "kernel":
-            done = [row["force_mae"] for row in own if minutes_of(row) <= minutes]
+            done = [row[name] for row in own if minutes_of(row) <= minutes]
             found += [(1000 * min(done), what.label)] if done else []
         else:
             own = [row for row in own if row["minutes"] == minutes]
-            found += [(mean(own, "force_mae"), what.label)] if own else []
+            found += [(mean(own, name), what.label)] if own else []
     return sorted(found)
 
 
-def who_leads(rows: list[Row]) -> list[str]:
-    """Return the lines that say who is ahead at each budget."""
+def who_leads(rows: list[Row], name: str = "force_mae") -> list[str]:
+    """Return the lines that say who is ahead at each budget, by an error."""
     lines = []
     for minutes in budgets_of(rows):
-        order = [f"{label} {error:.1f}" for error, label in best_within(rows, minutes)]
+        order = [f"{label} {error:.1f}" for error, label in best_within(rows, minutes, name)]
         if len(order) > 1:
             time = f"{minutes:g} minute" + "s" * (minutes != 1)
             lines.append(f"- {time}: **{order[0]}**, then {', '.join(order[1:])}.")
@@ -287,7 +289,8 @@ def silicon_section(numbers: Row) -> list[str]:
     return [
         *SILICON,
         *(line for name, unit in tables.items() for line in error_table(rows, name, unit)),
-        "Force MAE in meV/Å:", "", *who_leads(rows),
+        *(line for name, unit in tables.items() if name != "energy_per_atom_rmse"
+          for line in (f"By the {unit}:", "", *who_leads(rows, name))),
         *size_table(rows, numbers.get("speed_silicon", {}), {"networks": {}}, SIZES_OF_SILICON),
         *settings_lines(rows),
     ]  # fmt: skip

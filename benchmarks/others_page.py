@@ -146,9 +146,9 @@ the recipes wait for plateaus of the validation error. MACE's is at 0.001, the r
 its second stage, when that stage begins. torchmd-net and ViSNet smooth the energy's loss by a
 factor that multiplies its gradient; it is the second factor of their first weight. The training
 energies' mean is taken off in float64 before anything is float32. Weights are float32 in training;
-those that are kept are the best of 20 validations, by the force error; the validations count as
-training time. A first call, before the clock starts, compiles Warp's kernels. glibc is asked to
-keep freed memory, as our trainer asks.
+those that are kept are the best of 20 validations, by the force error, and of MACE's second stage
+by its loss, as its command does; the validations count as training time. A first call, before the
+clock starts, compiles Warp's kernels. glibc is asked to keep freed memory, as our trainer asks.
 
 ViSNet's jump has one cause: in PyG's `ViS_MP.message` a layer with a bias, `s_proj`, follows the
 cutoff, so that what goes into a neighbour's vectors does not fade. With these biases set to zero,

@@ -38,6 +38,7 @@ PACKAGES = {"mace": ("mace-torch", "e3nn"), "nequip": ("nequip", "e3nn"), "visne
             ("torch_geometric",), "tensornet": ("torchmd-net", "warp-lang"),
             "et": ("torchmd-net", "warp-lang"), "mace-small": ("mace-torch", "e3nn"),
             "schnetpack-painn": ("schnetpack",)}  # fmt: skip
+LAST_STAGE = 0.8  # of the training, where a recipe has one
 CHECKS = 20  # validations at most, the last at the end
 CHECKING = 0.1  # one waits where those before took more than this part of the time
 ROUNDS, ROUND_SECONDS = 7, 2.0
@@ -90,7 +91,7 @@ def rate(recipe: Recipe, step: int, used: float) -> float:
 def loss_of(recipe: Recipe, found: tuple, target: tuple, used: float) -> Tensor:
     """Return the loss of a batch: energies (B,), forces, in the recipe's unit, and in the target
     the number of atoms, one for all or (B,)."""
-    last = recipe.last_energy_weight is not None and used > 0.8
+    last = recipe.last_energy_weight is not None and used > LAST_STAGE
     weight = recipe.last_energy_weight if last else recipe.energy_weight
     scale = target[2] if recipe.per_atom else 1
     energy = ((found[0] - target[0]) / scale).square().mean()
@@ -161,12 +162,18 @@ def fit(
     network: Network, frames: Frames | Crystals, optimizer: torch.optim.Optimizer, recipe: Recipe,
     budget: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train until the budget, in s of the processor, is used; return weights and what was done."""
-    num_train, (E, F, _) = frames.count("train"), frames.target("valid", ...)
+    """Train until the budget, in s of the processor, is used; return weights and what was done.
+
+    Kept are the weights with the least error of the forces; of a last stage with other weights of
+    the loss those with the least loss, as MACE's command does.
+    """
+    num_train, (E, F, n) = frames.count("train"), frames.target("valid", ...)
     average = Average(network, recipe.ema_decay)
     best, kept, step, log, order = math.inf, {}, 0, [], torch.empty(0, dtype=torch.int64)
     begun, wall, checking = time.process_time(), time.perf_counter(), 0.0
     for check in range(1, CHECKS + 1):
+        last = recipe.last_energy_weight is not None and check > LAST_STAGE * CHECKS
+        best = math.inf if last and check - 1 <= LAST_STAGE * CHECKS else best
         while (used := (time.process_time() - begun) / budget) < check / CHECKS:
             if len(order) < recipe.batch_size:
                 order = torch.randperm(num_train)
@@ -182,8 +189,10 @@ def fit(
         maes = [1000 * recipe.unit * float(x.abs().mean()) for x in (energy - E, forces - F)]
         log.append([round(used, 3), step, *maes])  # meV, meV/Å
         print(*log[-1], flush=True)
-        if maes[1] < best:
-            best, kept = maes[1], {k: x.clone() for k, x in network.state_dict().items()}
+        loss = float(loss_of(recipe, (energy, forces), (E, F, n), used))
+        score = loss if last else maes[1]
+        if score < best:
+            best, kept = score, {k: x.clone() for k, x in network.state_dict().items()}
         average.swap()
         checking += time.process_time() - checked
     return {"weights": kept, "steps": step, "epochs": step * recipe.batch_size / num_train,

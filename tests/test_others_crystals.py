@@ -127,14 +127,34 @@ class Toy(nn.Module):
         return self.weight * atoms.n_atoms, self.weight * torch.ones_like(atoms.pos)
 
 
-def fitted(theirs, file, monkeypatch, seconds: float) -> dict:
+def fitted(theirs, file, monkeypatch, seconds: float, **changes) -> dict:
     """Train a toy for 1000 s by its clock, where a step takes 1 s and a check some seconds."""
-    clock, recipe = [0.0], theirs.networks.RECIPES["nequip"]._replace(batch_size=2)
+    clock, recipe = [0.0], theirs.networks.RECIPES["nequip"]._replace(batch_size=2, **changes)
     monkeypatch.setattr(theirs.worker.time, "process_time", lambda: clock[0])
     network = theirs.networks.Network(Toy(clock, seconds), 5.0, lambda model, x: model(x))
     optimizer = torch.optim.SGD(network.parameters(), lr=recipe.lr)
     frames = theirs.crystals.Crystals(file, 1.0)
     return theirs.worker.fit(network, frames, optimizer, recipe, 1000.0)
+
+
+def test_last_stage_keeps_its_own_weights(theirs, file, monkeypatch):
+    """The best by its loss, where energies count for more; not the best forces of before."""
+    losses = []
+
+    def loss_of(recipe, found, target, used: float) -> torch.Tensor:
+        if not found[0].requires_grad:  # of a check
+            losses.append((used, found[1].mean().item()))
+            return torch.tensor({17: 3.0, 18: 1.0, 19: 2.0, 20: 2.0}.get(round(20 * used), 0.0))
+        return (found[0] - 5).square().mean()  # drives the forces away from what they should be
+
+    monkeypatch.setattr(theirs.worker, "loss_of", loss_of)
+    for last_energy_weight in (None, 9.0):
+        losses.clear()
+        done = fitted(theirs, file, monkeypatch, 0.5, last_energy_weight=last_energy_weight)
+        kept, forces = done["weights"]["model.weight"].item(), [x for _, x in losses]
+        best = min(range(20), key=lambda check: done["log"][check][3])
+        assert best < 16
+        assert kept == pytest.approx(forces[17 if last_energy_weight else best])
 
 
 def test_checks_take_little_of_the_time(theirs, file, monkeypatch):
