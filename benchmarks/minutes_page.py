@@ -25,6 +25,7 @@ from benchmarks.minutes_text import (
     SILICON,
 )
 from benchmarks.peers_page import table
+from molnets.checks import expect
 
 ALL_FRAMES = SOURCES["ethanol"].frames
 KEY = ("data", "case", "minutes", "seed", "frames")
@@ -84,8 +85,10 @@ def training_of(row: Row) -> tuple:
 
 def by_machine(numbers: Row) -> dict[str, list[Row]]:
     """Return the rows of each machine, in the order in which the machines came."""
-    rows = numbers["rows"]
-    found = {name: [x for x in rows if x["machine"] == name] for name in numbers["machines"]}
+    rows, machines = numbers["rows"], numbers["machines"]
+    unknown = {row["machine"] for row in rows} - {*machines}
+    expect(not unknown, "rows", f"those of {machines}", sorted(unknown))
+    found = {name: [x for x in rows if x["machine"] == name] for name in machines}
     return {name: own for name, own in found.items() if own}
 
 
@@ -95,10 +98,11 @@ def once(numbers: Row) -> Row:
     What comes of other machines than the first says so: "elsewhere".
     """
     found: dict[tuple, Row] = {}
-    for place, rows in enumerate(by_machine(numbers).values()):
+    machines = by_machine(numbers)
+    for place, rows in enumerate(machines.values()):
         for row in rows:
             found.setdefault(training_of(row), row | {"elsewhere": place > 0})
-    first = next(iter(numbers["machines"]), "")
+    first = next(iter(machines), "")
     speeds = {key: {case: ms | {"elsewhere": ms.get("machine", first) != first}
                     for case, ms in numbers[key].items()}
               for key in ("speed", "speed_silicon") if key in numbers}  # fmt: skip

@@ -385,6 +385,10 @@ def test_first_machine_is_shown_and_others_are_marked():
         assert "| PaiNN, tables †, ethanol, 3 min | 7 | 14 | 2.00 | 8.00 | 4.00 |" in text
     alone = numbers_of(*rows[:2])
     assert "‡" not in page(alone, EARLIER)
+    with pytest.raises(
+        ValueError, match=r"rows: expected those of \['one', 'two'\], got \['new'\]"
+    ):
+        page(numbers_of(row("painn", 3.0, 8.0, machine="new")), EARLIER)
     alone["speed"]["painn"]["machine"] = "two"
     assert "| 0.321 ‡ | 8 ‡ |" in page(alone, EARLIER)
 
