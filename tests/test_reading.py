@@ -19,7 +19,7 @@ from frames import CELL, arrays, npz
 from molnets import checkpoint
 from molnets.command import run
 from molnets.training import Source, joined, load, split
-from molnets.training.trainer import element_energies_of
+from molnets.training.data import element_energies_of
 
 KCAL = units.kcal / units.mol
 

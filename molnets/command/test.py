@@ -16,6 +16,7 @@ from molnets.checks import expect, expect_elements
 from molnets.command.table import table
 from molnets.files import write_json
 from molnets.options import add_options, chosen
+from molnets.potential import Potential
 from molnets.training.data import PARTS, Dataset
 from molnets.training.doubtful import doubtful, in_words
 from molnets.training.errors import Evaluation, evaluate, force_errors_by_element
@@ -63,13 +64,21 @@ def run(options: Namespace) -> dict[str, Any]:
         write_json(results, options.json)
     _print(results)
     known = [(frames, found[name]) for name, frames in splits.items()]
+    print(in_words(_doubtful(potential, data, uses, known)), end="")
+    return results
+
+
+def _doubtful(
+    potential: Potential, data: Dataset, uses: dict[str, Tensor],
+    known: list[tuple[Tensor, Evaluation]],
+) -> list[dict[str, list[int]]]:  # fmt: skip
+    """Return the doubtful frames of each use in the training; what is known is not done again."""
     named = []
     for frames in uses.values():
         same = (said for other, said in known if torch.equal(other, frames))
         said = next(same, None) or evaluate(potential, data, frames)
         named.append(doubtful(said, data, frames))
-    print(in_words(named), end="")
-    return results
+    return named
 
 
 def _assumed(card: Card, data: Dataset) -> list[str]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from molnets.checkpoint import UNKNOWN
 from molnets.checks import expect, expect_not_negative
 from molnets.edges import Edges, Graph, repeated
-from molnets.potential import NUM_ELEMENTS
+from molnets.potential import NUM_ELEMENTS, fit_element_energies, sum_over_atoms
 from molnets.tables import Frames
 from molnets.training.duplicates import without_duplicates
 
@@ -309,6 +309,20 @@ def joined(parts: Sequence[Dataset], codes: Sequence[int | None] = ()) -> Datase
     data.numbers = torch.cat([part.numbers + n for part, n in zip(parts, before, strict=False)])
     data.num_read = sum(counts)
     return data
+
+
+def element_energies_of(data: Dataset, frames: Tensor) -> Tensor:
+    """Return the energies of the elements, (119,): of isolated atoms, or fitted to frames, (T,)."""
+    offsets = torch.zeros(NUM_ELEMENTS, dtype=torch.float64)
+    for z, energy in data.isolated_energies().items():
+        offsets[z] = energy
+    target = data.take(frames[data.labels[frames, 0]], torch.float64)
+    fitted = ~torch.isin(target.z[:, 0], torch.tensor([*data.isolated_energies()]))
+    if len(target.energies) == 0 or not fitted.any():
+        return offsets
+    explained = offsets[target.z[:, 0]].view(-1, 1)
+    rest = target.energies - sum_over_atoms(explained, target.batch, len(target.energies))
+    return offsets + fit_element_energies(target.z, rest, target.batch, fitted)
 
 
 def split(

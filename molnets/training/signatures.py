@@ -76,9 +76,9 @@ def _weights(number: int, place: int, rows: int) -> Tensor:
     return torch.from_numpy(draw.standard_normal((rows, 3)))
 
 
-def close_pairs(signatures: Tensor, reach: float) -> Tensor:
-    """Return pairs of frames of the same elements whose sums differ by less than reach, (P, 2)."""
-    code, x = signatures[:, 0], signatures[:, 1:].clone()
+def close_pairs(found: Tensor, reach: float) -> Tensor:
+    """Return pairs of frames, (P, 2), of the same elements whose sums differ by less than reach."""
+    code, x = found[:, 0], found[:, 1:].clone()
     apart = x[:, 0].max() - x[:, 0].min() + 2 * reach
     x[:, 0] += apart * code.unique(return_inverse=True)[1]
     order = x[:, 0].argsort()

@@ -24,8 +24,8 @@ from molnets.checks import expect, expect_not_negative, expect_positive, expect_
 from molnets.files import make_folder, remove_unfinished, write_csv
 from molnets.networks import Sizes
 from molnets.options import option
-from molnets.potential import NUM_ELEMENTS, Potential, fit_element_energies, sum_over_atoms
-from molnets.training.data import Dataset
+from molnets.potential import Potential, sum_over_atoms
+from molnets.training.data import Dataset, element_energies_of
 from molnets.training.engines import judge_of, laid_out, make_steps, make_update
 from molnets.training.errors import Evaluation, evaluate, factors_of, loss_of
 from molnets.training.signatures import signatures
@@ -106,20 +106,6 @@ def standardized(sizes: Sizes, data: Dataset, frames: Tensor) -> Potential:
         versions=checkpoint.versions(),
     )
     return potential
-
-
-def element_energies_of(data: Dataset, frames: Tensor) -> Tensor:
-    """Return the energies of the elements, (119,): of isolated atoms, or fitted to frames, (T,)."""
-    offsets = torch.zeros(NUM_ELEMENTS, dtype=torch.float64)
-    for z, energy in data.isolated_energies().items():
-        offsets[z] = energy
-    target = data.take(frames[data.labels[frames, 0]], torch.float64)
-    fitted = ~torch.isin(target.z[:, 0], torch.tensor([*data.isolated_energies()]))
-    if len(target.energies) == 0 or not fitted.any():
-        return offsets
-    explained = offsets[target.z[:, 0]].view(-1, 1)
-    rest = target.energies - sum_over_atoms(explained, target.batch, len(target.energies))
-    return offsets + fit_element_energies(target.z, rest, target.batch, fitted)
 
 
 class Trainer:
